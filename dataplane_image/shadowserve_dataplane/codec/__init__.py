@@ -1,0 +1,1 @@
+"""The chunk format: tiers, byte format, quantisation, entropy coding."""

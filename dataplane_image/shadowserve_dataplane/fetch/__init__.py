@@ -1,0 +1,1 @@
+"""The fetch pipeline: receive, decompress, (dequantise,) place."""

@@ -1,0 +1,1 @@
+"""Placement: how restored bytes reach a landing buffer."""

@@ -12,7 +12,7 @@ import ssl
 from enum import Enum, auto
 
 from shadowserve_dataplane.errors import NetworkError, ShadowServeError, StoreRefused
-from shadowserve_dataplane.store.node import not_let_in, tls_refused
+from shadowserve_dataplane.store.node import not_let_in, tls_hint, tls_refused
 from shadowserve_dataplane.store.resp import ErrorReply, RespReader, Status, encode_command
 from shadowserve_dataplane.store.settings import StoreSettings
 from shadowserve_dataplane.store.topology import Address
@@ -101,6 +101,11 @@ class ShardConnection:
         """Stop or go on listening to the selector's news of incoming bytes."""
         sending = selectors.EVENT_WRITE if self._unsent else 0
         self._watch(sending if paused else selectors.EVENT_READ | sending)
+
+    def silent(self, seconds: float) -> NetworkError:
+        """Return the error for a peer that owed something for `seconds`."""
+        what = "sent nothing for" if self.ready else "did not let us in within"
+        return NetworkError(f"{self.address} {what} {seconds:g} s{self._hint()}")
 
     def close(self) -> None:
         """Leave the selector and close the socket; harmless when repeated."""
@@ -220,5 +225,4 @@ class ShardConnection:
         return NetworkError(f"{self.address}: {error.strerror or error}{self._hint()}")
 
     def _hint(self) -> str:
-        silent = not self._heard and self._settings.tls is None
-        return " before its first reply (does it expect TLS, that is rediss://?)" if silent else ""
+        return "" if self._heard else f" {tls_hint(self._settings.tls is not None)}"

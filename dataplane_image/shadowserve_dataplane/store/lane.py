@@ -144,11 +144,9 @@ class ShardLane:
         if self._connection is None or self._starved or not self.busy:
             return
         store = self._settings.store
-        ready = self._connection.ready
-        limit = store.read_timeout if ready else store.connect_timeout
+        limit = store.read_timeout if self._connection.ready else store.connect_timeout
         if self._settings.clock() - self._heard_at > limit:
-            what = "sent nothing for" if ready else "did not let us in within"
-            self._break(NetworkError(f"{self.address} {what} {limit:g} s"), traffic)
+            self._break(self._connection.silent(limit), traffic)
 
     def abandon(self, error: ShadowServeError, sink: ChunkSink) -> None:
         """Fail everything unanswered; the connection goes too if it still owes replies."""

@@ -36,6 +36,8 @@ class Node:
 
     def __init__(self, address: Address, settings: StoreSettings) -> None:
         self.address = address
+        self._tls = settings.tls is not None
+        self._heard = False
         self._client = Valkey.from_pool(_pool(address, settings))
 
     async def run(self, commands: Sequence[tuple[bytes | str, ...]]) -> list[Reply | ResponseError]:
@@ -49,7 +51,11 @@ class Node:
         try:
             replies: list[Reply | ResponseError] = await pipeline.execute(raise_on_error=False)
         except (ValkeyError, OSError) as error:
-            raise translated(error, self.address) from error
+            problem = translated(error, self.address)
+            if isinstance(problem, NetworkError) and not self._heard:
+                problem = NetworkError(f"{problem} {tls_hint(self._tls)}")
+            raise problem from error
+        self._heard = True
         return replies
 
     async def close(self) -> None:
@@ -98,6 +104,13 @@ def tls_refused(error: ssl.SSLError, address: Address) -> StoreRefused:
         f"{address}: TLS handshake failed ({error.reason or error}): check the store's tls settings; "
         "a store without TLS is named by redis://, not rediss://"
     )
+
+
+def tls_hint(encrypted: bool) -> str:
+    """Return what to suspect when a peer says nothing, or hangs up, before its first reply."""
+    if encrypted:
+        return "(before its first reply: is it a store without TLS, that is redis://?)"
+    return "(before its first reply: does it expect TLS, that is rediss://?)"
 
 
 class _TlsConnection(Connection):

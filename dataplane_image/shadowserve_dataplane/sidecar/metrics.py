@@ -1,0 +1,94 @@
+"""Prometheus metrics of the sidecar; names and labels are part of the public API.
+
+Times are summaries (count and sum) and label values appear when they first happen, so that a pod has fewer than 20
+series. No key, tenant or request is ever a label.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, disable_created_metrics, start_http_server
+
+from shadowserve_dataplane.errors import ChunkOutcome
+from shadowserve_dataplane.sidecar.store_policy import DropReason
+from shadowserve_dataplane.sidecar.switch import Place
+
+
+class LookupResult(StrEnum):
+    """How a look-up ended: all chunks there, some, none, no answer in time, the store failed, or not asked at all."""
+
+    HIT = "hit"
+    PARTIAL = "partial"
+    MISS = "miss"
+    LATE = "late"
+    ERROR = "error"
+    REFUSED = "refused"
+
+
+class SidecarMetrics:
+    """The sidecar's counters, in a registry of their own."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()
+        self.registry = CollectorRegistry()
+        self._lookups = Counter("shadowserve_lookups", "Look-ups by result", ["result"], registry=self.registry)
+        self._lookup_seconds = Summary("shadowserve_lookup_seconds", "Time of a look-up", registry=self.registry)
+        self._fetches = Counter(
+            "shadowserve_fetches", "Fetch jobs by the worst outcome of their chunks", ["result"], registry=self.registry
+        )
+        self._fetch_seconds = Summary("shadowserve_fetch_seconds", "Time of a fetch job", registry=self.registry)
+        self._fetched = Counter("shadowserve_fetched_bytes", "Bytes of landed chunks", ["kind"], registry=self.registry)
+        self._stored = Counter("shadowserve_stored_bytes", "Encoded bytes put into the store", registry=self.registry)
+        self._dropped = Counter(
+            "shadowserve_stores_dropped", "Chunks not stored, by reason", ["reason"], registry=self.registry
+        )
+        self._slots = Gauge("shadowserve_landing_slots", "Landing slots by state", ["state"], registry=self.registry)
+        self._placement = Gauge(
+            "shadowserve_placement_info", "Where chunks are restored now", ["place"], registry=self.registry
+        )
+        self._refused = Counter(
+            "shadowserve_messages_refused", "Messages that could not be understood or served", registry=self.registry
+        )
+
+    def looked_up(self, result: LookupResult, seconds: float) -> None:
+        """Count a look-up."""
+        self._lookups.labels(result.value).inc()
+        self._lookup_seconds.observe(seconds)
+
+    def fetched(self, outcome: ChunkOutcome, seconds: float) -> None:
+        """Count a finished fetch job."""
+        self._fetches.labels(outcome.value).inc()
+        self._fetch_seconds.observe(seconds)
+
+    def landed(self, encoded_bytes: int, values_bytes: int) -> None:
+        """Count the bytes of a landed chunk: as they came from the store, and as the engine's own values."""
+        self._fetched.labels("encoded").inc(encoded_bytes)
+        self._fetched.labels("values").inc(values_bytes)
+
+    def stored(self, encoded_bytes: int) -> None:
+        """Count a chunk that is in the store now because of us."""
+        self._stored.inc(encoded_bytes)
+
+    def dropped(self, reason: DropReason) -> None:
+        """Count a chunk that was not stored."""
+        self._dropped.labels(reason.value).inc()
+
+    def refused(self) -> None:
+        """Count a message that was not served."""
+        self._refused.inc()
+
+    def placed_at(self, place: Place) -> None:
+        """Show where the next fetch would run."""
+        self._placement.clear()
+        self._placement.labels(place.value).set(1)
+
+    def slots(self, by_state: Mapping[str, int]) -> None:
+        """Show how many landing slots there are of each state."""
+        for state, count in by_state.items():
+            self._slots.labels(state).set(count)
+
+    def serve(self, port: int) -> WSGIServer:
+        """Serve the metrics over HTTP, on any free port if `port` is 0; raises `OSError` when it is taken."""
+        server, _ = start_http_server(port, registry=self.registry)
+        return server

@@ -66,9 +66,13 @@ async def test_a_full_store_refuses_by_its_own_words(store_binary: str, tmp_path
     options = ["--maxmemory", "8mb", "--maxmemory-policy", "noeviction"]
     with RedisServer(tmp_path, options) as server:
         async with client_of(server.settings()) as client:
-            with pytest.raises(StoreRefused, match="maxmemory"):
+
+            async def fill() -> None:
                 for number in range(20):
                     await client.put(key(number), os.urandom(1_000_000), soon())
+
+            with pytest.raises(StoreRefused, match="maxmemory"):
+                await fill()
             assert await client.exists([key(0)], soon()) == [True]
 
 

@@ -92,7 +92,7 @@ class Redirect:
         match message.split(" "):
             case ["MOVED" | "ASK" as word, slot, where] if slot.isdecimal() and int(slot) < SLOTS:
                 host, _, port = where.rpartition(":")
-                if not port.isdecimal():
+                if not port.isdecimal() or not 0 < int(port) < 65536:
                     return None
                 return cls(int(slot), Address(host.strip("[]") or sender.host, int(port)), word == "ASK")
         return None

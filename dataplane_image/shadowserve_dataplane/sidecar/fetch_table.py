@@ -1,8 +1,8 @@
 """All fetch jobs of the engine, and which landing slots they have: state only. Nothing here waits, sends or copies.
 
-A chunk waits for a landing slot, runs in a batch (what one data plane got at one time), and is settled once: landed,
-then its slot is held by the worker until it says `Release`, or failed. Jobs get slots in the order they came; chunks
-of one job go out in order and come back in any.
+A chunk waits for a landing slot, runs in a batch, and is settled once: landed, then its slot is held by the worker
+until it says `Release`, or failed. A batch is what one data plane gets at one time of the engine's job: a `FetchJob`
+with a number of ours. Jobs get slots in the order they came; chunks of one job go out in order and come back in any.
 """
 
 from collections import Counter, deque
@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from shadowserve_dataplane.chunks import ChunkKey
+from shadowserve_dataplane.codec.tiers import LandingMode
 from shadowserve_dataplane.deadline import Deadline
 from shadowserve_dataplane.errors import ChunkOutcome
+from shadowserve_dataplane.fetch.plan import ChunkRequest, FetchJob
 from shadowserve_dataplane.landing import SlotRef
 from shadowserve_dataplane.sidecar.sessions import Session
 
@@ -19,25 +21,6 @@ JobName = tuple[int, int]
 """Session number and the connector's own number of the job."""
 LeaseSlot = Callable[[Session], SlotRef | None]
 """Gives a free landing slot, None when there is none."""
-
-
-@dataclass(frozen=True, slots=True)
-class WantedChunk:
-    """A chunk with the slot it shall land in; `index` is its place in the job."""
-
-    index: int
-    key: ChunkKey
-    ref: SlotRef
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Chunks of one job that go to one data plane together."""
-
-    number: int
-    session: Session
-    deadline: Deadline
-    chunks: tuple[WantedChunk, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +84,8 @@ def worst(outcomes: Iterable[ChunkOutcome]) -> ChunkOutcome:
 class FetchTable:
     """The jobs, their batches, and the slots that workers hold."""
 
-    def __init__(self) -> None:
+    def __init__(self, mode: LandingMode) -> None:
+        self._mode = mode
         self._jobs: dict[JobName, _Job] = {}
         self._batches: dict[int, tuple[_Job, dict[int, SlotRef]]] = {}
         self._held: dict[int, tuple[int, SlotRef]] = {}
@@ -136,7 +120,7 @@ class FetchTable:
         entry = _Job(session, job, chunks, began, deadline, deque(range(len(chunks))))
         self._jobs[entry.name] = entry
 
-    def next_batches(self, room: int, lease: LeaseSlot) -> Iterator[Batch]:
+    def next_batches(self, room: int, lease: LeaseSlot) -> Iterator[FetchJob]:
         """Give slots to waiting chunks, at most `room`, until `lease` has none left; yield what can be started."""
         for job in [job for job in self._jobs.values() if job.waiting]:
             chunks = self._lease_for(job, room, lease)
@@ -144,7 +128,7 @@ class FetchTable:
             if chunks:
                 self._last_batch += 1
                 self._batches[self._last_batch] = (job, {chunk.index: chunk.ref for chunk in chunks})
-                yield Batch(self._last_batch, job.session, job.deadline, chunks)
+                yield FetchJob(self._last_batch, job.session.shape, self._mode, chunks, job.deadline)
             if job.waiting:
                 return
 
@@ -193,11 +177,11 @@ class FetchTable:
         """Return the unfinished jobs of a session."""
         return [job for holder, job in self._jobs if holder == session]
 
-    def _lease_for(self, job: _Job, room: int, lease: LeaseSlot) -> tuple[WantedChunk, ...]:
-        chunks: list[WantedChunk] = []
+    def _lease_for(self, job: _Job, room: int, lease: LeaseSlot) -> tuple[ChunkRequest, ...]:
+        chunks: list[ChunkRequest] = []
         while job.waiting and len(chunks) < room and (ref := lease(job.session)) is not None:
             index = job.waiting.popleft()
-            chunks.append(WantedChunk(index, job.keys[index], ref))
+            chunks.append(ChunkRequest(index, job.keys[index], ref))
         job.running += len(chunks)
         return tuple(chunks)
 

@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from shadowserve_dataplane.chunks import KEY_BYTES, ChunkKey
+from shadowserve_dataplane.codec.tiers import LandingMode
 from shadowserve_dataplane.connector.messages import Cancel, ChunkFailed, Fetch, FromSidecar, Landed, Release
 from shadowserve_dataplane.deadline import Deadline
 from shadowserve_dataplane.errors import ChunkOutcome
+from shadowserve_dataplane.fetch.plan import FetchJob
+from shadowserve_dataplane.fetch.report import ChunkResult
 from shadowserve_dataplane.landing import LandingBuffer, SlotRef
-from shadowserve_dataplane.sidecar.fetch_table import Batch, FetchTable, Settled
+from shadowserve_dataplane.sidecar.landing_slots import owner_of
+from shadowserve_dataplane.sidecar.fetch_table import FetchTable, Settled
 from shadowserve_dataplane.sidecar.metrics import SidecarMetrics
 from shadowserve_dataplane.sidecar.sessions import Session
 from shadowserve_dataplane.sidecar.switch import Choice, Place
@@ -31,18 +35,6 @@ _log = logging.getLogger(__name__)
 Tell = Callable[[Session, FromSidecar], None]
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkReport:
-    """What a place says of one chunk of a batch; bytes count when it landed."""
-
-    batch: int
-    index: int
-    outcome: ChunkOutcome
-    encoded_bytes: int = 0
-    values_bytes: int = 0
-    detail: str = ""
-
-
 class FetchPlaces(Protocol):
     """Where batches run. Every chunk submitted is reported at most once, on the event loop, never from `submit`."""
 
@@ -50,7 +42,7 @@ class FetchPlaces(Protocol):
         """Return where the next batch runs."""
         ...
 
-    def submit(self, batch: Batch) -> None:
+    def submit(self, batch: FetchJob) -> None:
         """Start a batch at the place chosen last."""
         ...
 
@@ -65,10 +57,11 @@ class FetchPlaces(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
-    """The longest a job may take (seconds), and how many chunks may be on their way at once."""
+    """The longest a job may take (seconds), how many chunks may be on their way at once, and as what they land."""
 
     deadline: float
     in_flight: int
+    mode: LandingMode
 
 
 class Fetches:
@@ -82,7 +75,7 @@ class Fetches:
         self._limits = limits
         self._tell = tell
         self._metrics = metrics
-        self._table = FetchTable()
+        self._table = FetchTable(limits.mode)
         self._timers: dict[tuple[int, int], asyncio.TimerHandle] = {}
         self._loop = asyncio.get_running_loop()
 
@@ -130,15 +123,15 @@ class Fetches:
         for ref in self._table.release_all(session.number):
             self._landing.release(ref.lease)
 
-    def report(self, report: ChunkReport) -> None:
+    def report(self, result: ChunkResult) -> None:
         """Take in what became of a chunk; late news of a chunk that was given up only frees its slot."""
-        settled = self._table.settle(report.batch, report.index, report.outcome)
+        settled = self._table.settle(result.job, result.index, result.outcome)
         if settled is not None:
-            self._answer(settled, report.outcome, report.detail)
-            if report.outcome is ChunkOutcome.LANDED:
-                self._metrics.landed(report.encoded_bytes, report.values_bytes)
-            if not self._table.outstanding(report.batch):
-                self._places.finished(report.batch)
+            self._answer(settled, result.outcome, result.detail)
+            if result.outcome is ChunkOutcome.LANDED:
+                self._metrics.landed(result.encoded_bytes, result.values_bytes)
+            if not self._table.outstanding(result.job):
+                self._places.finished(result.job)
         self._pump()
 
     def close(self) -> None:
@@ -168,7 +161,7 @@ class Fetches:
             self._places.submit(batch)
 
     def _lease(self, session: Session) -> SlotRef | None:
-        return self._landing.lease(session.engine.encode())
+        return self._landing.lease(owner_of(session))
 
     def _fail_all_waiting(self, reason: str) -> None:
         for session, job in self._table.all_jobs():

@@ -98,11 +98,15 @@ class Config(_Section):
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """Where the sidecar's files are; `endpoint` names the data plane (see `endpoint.py`), None = never any."""
+    """Where the sidecar's files are; `endpoint` names the data plane (see `endpoint.py`), None = never any.
+
+    The port of the metrics is written to `metrics_port`, if there is one.
+    """
 
     run: Path
     landing: Path
-    endpoint: Path | None
+    endpoint: Path | None = None
+    metrics_port: Path | None = None
 
     @property
     def socket(self) -> Path:

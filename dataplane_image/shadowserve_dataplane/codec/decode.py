@@ -1,5 +1,7 @@
 """Frames of an encoded chunk to the bytes that land. One `FrameDecoder` a thread; nothing is allocated per frame."""
 
+import time
+
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
@@ -108,6 +110,7 @@ class ChunkDecode:
         self._decoder = decoder
         self._header = header
         self._layout = layout
+        self.dequantize_seconds = 0.0
 
     def decode(self, number: int, encoded: memoryview, destination: memoryview | None) -> None:
         """Verify frame `number` and write what lands to `destination`.
@@ -125,7 +128,9 @@ class ChunkDecode:
             decoder.interleave(frame, encoded, destination, place)
         elif frame.kind is FrameKind.CODES and self._layout.kind is ImageKind.VALUES:
             decoder.unpack(frame, encoded, decoder.scratch[: frame.raw_bytes], place)
+            start = time.perf_counter()
             decoder.dequantize(self._header, frame, destination)
+            self.dequantize_seconds += time.perf_counter() - start
         else:
             decoder.unpack(frame, encoded, destination, place)
             if frame.kind is FrameKind.EXACT:

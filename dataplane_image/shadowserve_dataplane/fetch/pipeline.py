@@ -1,0 +1,223 @@
+"""The chunked pipeline: receive, decompress, (dequantize,) place, over frames, on a few threads.
+
+Every worker runs a frame to completion as soon as its bytes are in: it reads from its own connections, decodes into
+memory that its placement gave, places, and reads on, while the kernel's socket buffer keeps the link busy. No chunk
+waits for another: workers take chunks from a job one by one, and they finish in any order. Bounded buffers are the
+back-pressure: a worker that has none free does not ask the store for more.
+
+The pipeline does not know where it runs: data-plane process, sidecar and benchmarks are thin mains over it.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from shadowserve_dataplane.codec.format import Limits
+from shadowserve_dataplane.deadline import Deadline
+from shadowserve_dataplane.errors import Cancelled, ChunkOutcome, SettingsError, ShadowServeError
+from shadowserve_dataplane.fetch.plan import ChunkRequest, FetchJob
+from shadowserve_dataplane.fetch.report import ChunkResult, NoObserver, PipelineObserver
+from shadowserve_dataplane.fetch.restore import ChunkRestorer, DecoderShelf
+from shadowserve_dataplane.place.base import Placement, PlacementTarget
+from shadowserve_dataplane.pool import BufferPool
+from shadowserve_dataplane.store.bulk import BulkGetter, BulkRequest
+from shadowserve_dataplane.store.discovery import TopologySource
+from shadowserve_dataplane.store.settings import StoreSettings
+
+_log = logging.getLogger(__name__)
+OnResult = Callable[[ChunkResult], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineSettings:
+    """`workers` threads; each reads chunks of up to `max_chunk_bytes`, `buffers_per_worker` at a time (one a shard)."""
+
+    workers: int = 2
+    max_chunk_bytes: int = 16 << 20
+    buffers_per_worker: int = 2
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.buffers_per_worker < 1 or self.max_chunk_bytes < 1:
+            raise SettingsError(f"workers, max_chunk_bytes and buffers_per_worker must be positive: {self}")
+
+
+class _ActiveJob:
+    """A job under way; its chunks are claimed one by one by whichever worker has room."""
+
+    def __init__(self, job: FetchJob, target: PlacementTarget, on_result: OnResult) -> None:
+        self.job = job
+        self.target = target
+        self.on_result = on_result
+        self.cancelled = False
+        self._unclaimed = deque(job.chunks)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether some chunk is claimed by nobody."""
+        return bool(self._unclaimed)
+
+    def claim(self) -> ChunkRequest | None:
+        """Return a chunk that is now the caller's, None when all are taken."""
+        try:
+            return self._unclaimed.popleft()
+        except IndexError:
+            return None
+
+
+class Pipeline:
+    """Restores the chunks of jobs into landing slots. Thread-safe; `on_result` is called on worker threads.
+
+    Every chunk of a submitted job gets exactly one `ChunkResult`, whatever happens.
+    """
+
+    def __init__(
+        self,
+        settings: PipelineSettings,
+        store: StoreSettings,
+        topology: TopologySource,
+        observer: PipelineObserver | None = None,
+    ) -> None:
+        self._settings = settings
+        self._observer = observer or NoObserver()
+        self._jobs: dict[int, _ActiveJob] = {}
+        self._queue: deque[_ActiveJob] = deque()
+        self._unanswered: dict[int, int] = {}
+        self._closing = False
+        self._changed = threading.Condition()
+        self._buffers = BufferPool(
+            settings.max_chunk_bytes, settings.workers * settings.buffers_per_worker, "chunk buffers"
+        )
+        self._threads = [
+            threading.Thread(
+                target=_Worker(self, BulkGetter(store, topology, self._buffers)).run, name=f"pipeline-{n}", daemon=True
+            )
+            for n in range(settings.workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def limits(self) -> Limits:
+        """What chunks may be at most."""
+        return Limits(max_total_bytes=self._settings.max_chunk_bytes)
+
+    @property
+    def unanswered_chunks(self) -> int:
+        """Chunks submitted that have no result yet."""
+        with self._changed:
+            return sum(self._unanswered.values())
+
+    def submit(self, job: FetchJob, target: PlacementTarget, on_result: OnResult) -> None:
+        """Start a job. Raises `Cancelled` when the pipeline is closing, `ValueError` for a job number under way."""
+        active = _ActiveJob(job, target, on_result)
+        with self._changed:
+            if self._closing:
+                raise Cancelled("the pipeline is closing")
+            if job.job in self._jobs:
+                raise ValueError(f"job {job.job} is under way already")
+            if not job.chunks:
+                return
+            self._jobs[job.job] = active
+            self._unanswered[job.job] = len(job.chunks)
+            self._queue.append(active)
+            for _ in job.chunks:
+                self._observer.chunk_began()
+            self._changed.notify(min(len(job.chunks), self._settings.workers))
+
+    def cancel(self, job: int) -> None:
+        """Stop a job: its chunks end as cancelled within 50 ms or so. Harmless for one that has ended."""
+        with self._changed:
+            active = self._jobs.get(job)
+        if active is None:
+            return
+        active.cancelled = True
+        while (request := active.claim()) is not None:
+            self.report(active, ChunkResult(job, request.index, ChunkOutcome.CANCELLED, detail="cancelled"))
+
+    def close(self, drain: Deadline) -> None:
+        """Take no more jobs, let those under way finish until `drain`, cancel the rest, and stop the threads."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._jobs, min(drain.remaining(), threading.TIMEOUT_MAX))
+            left = list(self._jobs)
+        for job in left:
+            self.cancel(job)
+        for thread in self._threads:
+            thread.join()
+        self._buffers.close()
+
+    def next_job(self) -> _ActiveJob | None:
+        """Return a job with chunks to claim, waiting for one; None when the pipeline is closed. For workers."""
+        with self._changed:
+            while True:
+                while self._queue and not self._queue[0].waiting:
+                    self._queue.popleft()
+                if self._queue:
+                    return self._queue[0]
+                if self._closing and not self._jobs:
+                    return None
+                self._changed.wait()
+
+    def report(self, active: _ActiveJob, result: ChunkResult) -> None:
+        """Pass a chunk's result on, and forget the job with its last one. For workers."""
+        try:
+            self._observer.chunk_ended(result)
+            active.on_result(result)
+        finally:
+            with self._changed:
+                self._unanswered[result.job] -= 1
+                if not self._unanswered[result.job]:
+                    del self._unanswered[result.job], self._jobs[result.job]
+                    self._changed.notify_all()
+
+
+class _Worker:
+    """One thread: takes chunks of jobs and restores them."""
+
+    def __init__(self, pipeline: Pipeline, getter: BulkGetter) -> None:
+        self._pipeline = pipeline
+        self._getter = getter
+        self._shelf = DecoderShelf()
+        self._target: PlacementTarget | None = None
+        self._placement: Placement | None = None
+
+    def run(self) -> None:
+        """Work until the pipeline closes; a job that fails in a way nobody thought of fails alone."""
+        while (active := self._pipeline.next_job()) is not None:
+            restorer = ChunkRestorer(
+                active.job,
+                self._placement_into(active.target),
+                self._shelf,
+                self._pipeline.limits,
+                lambda result, active=active: self._pipeline.report(active, result),  # type: ignore[misc]
+            )
+            self._restore(active, restorer)
+        self._close_placement()
+        self._getter.close()
+
+    def _restore(self, active: _ActiveJob, restorer: ChunkRestorer) -> None:
+        try:
+            self._getter.get(self._claims(active, restorer), restorer, active.job.deadline, lambda: active.cancelled)
+        except Exception as error:
+            _log.exception("job %d: a worker met an unexpected error", active.job.job)
+            restorer.fail_all(ShadowServeError(f"unexpected: {error!r}"))
+
+    @staticmethod
+    def _claims(active: _ActiveJob, restorer: ChunkRestorer) -> Iterator[BulkRequest]:
+        while (request := active.claim()) is not None:
+            restorer.expect(request)
+            yield BulkRequest(request.index, request.key)
+
+    def _placement_into(self, target: PlacementTarget) -> Placement:
+        if self._placement is None or self._target is not target:
+            self._close_placement()
+            self._target, self._placement = target, target.open()
+        return self._placement
+
+    def _close_placement(self) -> None:
+        if self._placement is not None:
+            self._placement.close()
+            self._placement = None

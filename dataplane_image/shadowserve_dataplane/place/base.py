@@ -1,0 +1,46 @@
+"""What every placement promises; one contract test suite runs over all of them.
+
+* Bytes go nowhere but into the slot, and only while its lease is open: under a revoked lease they are dropped.
+* `finish` is seen at the other end only after every byte before it.
+* After `abort`, or an error, nothing more is written under that lease by this placement.
+"""
+
+from typing import Protocol
+
+from shadowserve_dataplane.landing import SlotRef
+
+
+class Placement(Protocol):
+    """How one worker thread places chunks into one landing buffer; not thread-safe.
+
+    Every method raises `NetworkError` when the target cannot be reached and `Cancelled` when the lease is not open
+    (a placement over a network may learn that only later, and then drops silently).
+    """
+
+    def reserve(self, ref: SlotRef, offset: int, length: int) -> memoryview:
+        """Return where to write `length` bytes that shall land at `offset` of the slot; then `commit` or `abort`."""
+        ...
+
+    def commit(self, ref: SlotRef, offset: int, length: int) -> None:
+        """The reserved bytes are written: place them."""
+        ...
+
+    def finish(self, ref: SlotRef, total_bytes: int) -> None:
+        """The chunk is whole: `total_bytes` were committed under this lease."""
+        ...
+
+    def abort(self, ref: SlotRef) -> None:
+        """Nothing more comes under this lease; never raises."""
+        ...
+
+    def close(self) -> None:
+        """Give back what this placement holds."""
+        ...
+
+
+class PlacementTarget(Protocol):
+    """A landing buffer that chunks can be placed into, here or elsewhere."""
+
+    def open(self) -> Placement:
+        """Return a placement for one worker thread; connects when it is first used."""
+        ...

@@ -1,0 +1,200 @@
+"""Placement on another host, the receiver: what a data plane sends goes from the socket straight into the slots."""
+
+import logging
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+
+import xxhash
+
+from shadowserve_dataplane.errors import Cancelled, PeerProtocolError
+from shadowserve_dataplane.landing import LandingBuffer, SlotRef
+from shadowserve_dataplane.place.frames import (
+    FRAME_BYTES,
+    GREETING_BYTES,
+    FrameKind,
+    PlacementFrame,
+    Verdict,
+    judge_greeting,
+    pack_answer,
+    parse_frame,
+)
+
+RECEIVE_BUFFER_BYTES = 8 << 20
+_GREETING_SECONDS = 5.0
+_MID_FRAME_SECONDS = 5.0
+"""A sender that stops in the middle of a frame longer than this is hung up on: it holds a slot."""
+_DRAIN_BYTES = 64 * 1024
+_JOIN_SECONDS = 2.0
+_log = logging.getLogger(__name__)
+
+OnFinished = Callable[[SlotRef], None]
+
+
+class TcpPlacementReceiver:
+    """Listens on `host:port` (0 = any free port) and writes what senders that know `token` place into `landing`.
+
+    `on_finished(ref)` is called on a receiver thread once every byte of a chunk lies in its slot. Frames under leases
+    that are not open are read and dropped. A sender that breaks the protocol is hung up on; others are not disturbed.
+    """
+
+    def __init__(
+        self,
+        landing: LandingBuffer,
+        address: tuple[str, int],
+        token: bytes,
+        on_finished: OnFinished,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._landing = landing
+        self._token = token
+        self._on_finished = on_finished
+        self._tls = tls
+        self._listener = socket.create_server(address, backlog=64)
+        self._connections: set[socket.socket] = set()
+        self._threads: set[threading.Thread] = set()
+        self._lock = threading.Lock()
+        self._closing = False
+        self._acceptor = threading.Thread(target=self._accept, name="placement-accept", daemon=True)
+        self._acceptor.start()
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return int(self._listener.getsockname()[1])
+
+    def close(self) -> None:
+        """Stop listening and hang up."""
+        self._closing = True
+        with self._lock:
+            connections, threads = list(self._connections), list(self._threads)
+        for stream in (self._listener, *connections):
+            _shut(stream)
+        for thread in (self._acceptor, *threads):
+            thread.join(_JOIN_SECONDS)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while not self._closing:
+            try:
+                stream, peer = self._listener.accept()
+            except OSError:
+                return
+            thread = threading.Thread(target=self._serve, args=(stream, f"{peer[0]}:{peer[1]}"), daemon=True)
+            with self._lock:
+                self._connections.add(stream)
+                self._threads.add(thread)
+            thread.start()
+
+    def _serve(self, plain: socket.socket, peer: str) -> None:
+        stream = plain
+        try:
+            plain.settimeout(_GREETING_SECONDS)
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+            if self._tls is not None:
+                stream = self._tls.wrap_socket(plain, server_side=True)
+            if self._greet(stream, peer):
+                _Reception(self._landing, stream, self._on_finished).run()
+        except (OSError, PeerProtocolError) as error:
+            if not self._closing:
+                _log.warning("placement stream from %s ended: %s", peer, error)
+        finally:
+            stream.close()
+            with self._lock:
+                self._connections.discard(plain)
+                self._threads.discard(threading.current_thread())
+
+    def _greet(self, stream: socket.socket, peer: str) -> bool:
+        greeting = memoryview(bytearray(GREETING_BYTES))
+        if not _fill(stream, greeting):
+            return False
+        verdict = judge_greeting(bytes(greeting), self._token)
+        stream.sendall(pack_answer(verdict))
+        if verdict is not Verdict.WELCOME:
+            _log.warning("placement stream from %s refused: %s", peer, verdict.name.lower().replace("_", " "))
+        return verdict is Verdict.WELCOME
+
+
+class _Reception:
+    """Frames of one connection, in order."""
+
+    def __init__(self, landing: LandingBuffer, stream: socket.socket, on_finished: OnFinished) -> None:
+        self._landing = landing
+        self._stream = stream
+        self._on_finished = on_finished
+        self._header = memoryview(bytearray(FRAME_BYTES))
+        self._drain = memoryview(bytearray(_DRAIN_BYTES))
+        self._received: dict[SlotRef, int] = {}
+
+    def run(self) -> None:
+        """Receive until the sender hangs up. Raises `PeerProtocolError` or `OSError`."""
+        while self._next_header():
+            frame = parse_frame(self._header, self._landing.slot_bytes)
+            match frame.kind:
+                case FrameKind.DATA:
+                    self._take(frame)
+                case FrameKind.FINISH:
+                    self._finish(frame)
+                case FrameKind.ABORT:
+                    self._received.pop(frame.ref, None)
+
+    def _next_header(self) -> bool:
+        self._stream.settimeout(None)  # between frames there is nothing to wait for
+        if not (first := self._stream.recv_into(self._header)):
+            return False
+        self._stream.settimeout(_MID_FRAME_SECONDS)
+        self._rest(self._header[first:])
+        return True
+
+    def _take(self, frame: PlacementFrame) -> None:
+        try:
+            slot = self._landing.enter(frame.ref)
+        except Cancelled:
+            self._received.pop(frame.ref, None)
+            self._skip(frame.length)
+            return
+        try:
+            view = slot[frame.offset : frame.offset + frame.length]
+            self._rest(view)
+            found = xxhash.xxh3_64_intdigest(view)
+        finally:
+            self._landing.leave(frame.ref)
+        if found != frame.checksum:
+            raise PeerProtocolError(f"slot {frame.ref.slot}: checksum {found:#x}, sent {frame.checksum:#x}")
+        self._received[frame.ref] = self._received.get(frame.ref, 0) + frame.length
+
+    def _finish(self, frame: PlacementFrame) -> None:
+        received = self._received.pop(frame.ref, 0)
+        if not self._landing.open_for_writing(frame.ref):
+            return
+        if received != frame.offset:
+            raise PeerProtocolError(f"slot {frame.ref.slot}: {received} bytes came, {frame.offset} were sent")
+        self._on_finished(frame.ref)
+
+    def _rest(self, view: memoryview) -> None:
+        if len(view) and not _fill(self._stream, view):
+            raise PeerProtocolError("the sender hung up in the middle of a frame")
+
+    def _skip(self, length: int) -> None:
+        while length:
+            piece = self._drain[: min(length, _DRAIN_BYTES)]
+            self._rest(piece)
+            length -= len(piece)
+
+
+def _fill(stream: socket.socket, view: memoryview) -> bool:
+    """Receive exactly `len(view)` bytes; False when the peer hangs up first."""
+    while len(view):
+        count = stream.recv_into(view)
+        if not count:
+            return False
+        view = view[count:]
+    return True
+
+
+def _shut(stream: socket.socket) -> None:
+    try:
+        stream.shutdown(socket.SHUT_RDWR)
+    except OSError as error:  # it was closed by the other side, or never connected
+        _log.debug("closing a placement socket: %s", error)

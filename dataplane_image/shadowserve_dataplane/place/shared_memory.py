@@ -1,0 +1,54 @@
+"""Placement on the same host: the landing buffer is mapped, so decoding into `reserve`d memory places it."""
+
+from shadowserve_dataplane.errors import Cancelled
+from shadowserve_dataplane.landing import LandingBuffer, SlotRef
+
+
+class SharedMemoryTarget:
+    """A landing buffer that this process maps and whose leases it keeps."""
+
+    def __init__(self, landing: LandingBuffer) -> None:
+        self._landing = landing
+
+    def open(self) -> "SharedMemoryPlacement":
+        """Return a placement for one worker thread."""
+        return SharedMemoryPlacement(self._landing)
+
+
+class SharedMemoryPlacement:
+    """Writes straight into the slot; counts as its writer between `reserve` and `commit` or `abort`."""
+
+    def __init__(self, landing: LandingBuffer) -> None:
+        self._landing = landing
+        self._writing: SlotRef | None = None
+
+    def reserve(self, ref: SlotRef, offset: int, length: int) -> memoryview:
+        """Return that part of the slot. Raises `Cancelled` when the lease is not open, or the part is outside."""
+        view = self._landing.enter(ref)
+        self._writing = ref
+        if offset < 0 or offset + length > len(view):
+            self._leave()
+            raise Cancelled(f"slot {ref.slot}: {offset}..{offset + length} is outside its {len(view)} bytes")
+        return view[offset : offset + length]
+
+    def commit(self, ref: SlotRef, offset: int, length: int) -> None:
+        """The bytes are where they belong already."""
+        self._leave()
+
+    def finish(self, ref: SlotRef, total_bytes: int) -> None:
+        """Raises `Cancelled` when the lease ended meanwhile."""
+        if not self._landing.open_for_writing(ref):
+            raise Cancelled(f"slot {ref.slot}: lease {ref.lease} ended before the chunk was whole")
+
+    def abort(self, ref: SlotRef) -> None:
+        """Stop counting as a writer."""
+        self._leave()
+
+    def close(self) -> None:
+        """Stop counting as a writer."""
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._writing is not None:
+            self._landing.leave(self._writing)
+            self._writing = None

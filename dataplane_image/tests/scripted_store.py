@@ -61,16 +61,12 @@ class ScriptedStore:
     def __init__(self, scripts: Sequence[Script]) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.settimeout(PEER_SECONDS)
+        self.address = Address("127.0.0.1", self._listener.getsockname()[1])
         self._scripts = scripts
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._play, daemon=True)
         self.played = 0
         self.errors: list[Exception] = []
-
-    @property
-    def address(self) -> Address:
-        """Where it listens."""
-        return Address("127.0.0.1", self._listener.getsockname()[1])
 
     def __enter__(self) -> "ScriptedStore":
         self._thread.start()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from chunk_sinks import RecordingSink
+from real_store import free_port
 from scripted_store import Peer, Script, ScriptedStore
 from shadowserve_dataplane.chunks import ChunkKey
 from shadowserve_dataplane.deadline import Deadline
@@ -12,6 +13,7 @@ from shadowserve_dataplane.pool import BufferPool
 from shadowserve_dataplane.store.bulk import BulkGetter, BulkRequest
 from shadowserve_dataplane.store.discovery import topology_source
 from shadowserve_dataplane.store.settings import StoreSettings
+from shadowserve_dataplane.store.topology import Address, SlotMap, Topology, slot_of
 
 REQUESTS = [BulkRequest(number, ChunkKey(number.to_bytes(32, "big"))) for number in range(3)]
 
@@ -142,6 +144,69 @@ def test_silence_after_auth_counts_against_the_connect_timeout() -> None:
     sink = read([silent] * 4, password="secret", connect_timeout=0.05)
     assert {type(error) for error in sink.errors.values()} == {NetworkError}
     assert "did not let us in" in str(sink.errors[0])
+
+
+class Takeover:
+    """A topology that names `first` until it is suspected, and `then` afterwards; takes note of MOVED."""
+
+    def __init__(self, first: Address, then: Address) -> None:
+        self.current = SlotMap.single(first)
+        self._then = then
+
+    def slot_map(self, deadline: Deadline) -> SlotMap:
+        return self.current
+
+    def moved(self, slot: int, address: Address) -> None:
+        self.current = self.current.moved(slot, address)
+
+    def suspect(self) -> None:
+        self.current = SlotMap.single(self._then)
+
+
+class Uncovered(Takeover):
+    """A topology without any shard."""
+
+    def __init__(self) -> None:
+        self.current = SlotMap.of([])
+
+    def suspect(self) -> None:
+        self.current = SlotMap.of([])
+
+
+def read_cluster(first: Address, then: Address) -> RecordingSink:
+    settings = StoreSettings(endpoints=(first,), topology=Topology.CLUSTER)
+    getter = BulkGetter(settings, Takeover(first, then), BufferPool(1 << 16, 1, "test"))
+    sink = RecordingSink()
+    getter.get(REQUESTS, sink, Deadline.after(20))
+    getter.close()
+    return sink
+
+
+def test_when_another_shard_has_taken_over_it_is_asked_instead() -> None:
+    with ScriptedStore([serve]) as alive:
+        sink = read_cluster(Address("127.0.0.1", free_port()), alive.address)
+    assert sink.values == {0: b"0", 1: b"1", 2: b"2"}
+
+
+def test_shards_that_send_each_other_the_blame_are_not_followed_for_ever() -> None:
+    def blame(peer: Peer) -> None:
+        while command := peer.command():
+            peer.send(b"-MOVED %d :%d\r\n" % (slot_of(command[1]), store.address.port))
+
+    with ScriptedStore([blame]) as store:
+        sink = read_cluster(store.address, store.address)
+    assert {index: type(error) for index, error in sink.errors.items()} == dict.fromkeys(range(3), StoreRefused)
+    assert "redirected" in str(sink.errors[0])
+
+
+def test_a_slot_that_nobody_serves_is_told() -> None:
+    with ScriptedStore([]) as store:
+        settings = StoreSettings(endpoints=(store.address,), topology=Topology.CLUSTER)
+        getter = BulkGetter(settings, Uncovered(), BufferPool(1 << 16, 1, "test"))
+        sink = RecordingSink()
+        getter.get(REQUESTS[:1], sink, Deadline.after(20))
+        getter.close()
+    assert "no shard of the cluster serves slot" in str(sink.errors[0])
 
 
 def test_a_trickle_does_not_outlive_the_deadline() -> None:

@@ -5,10 +5,9 @@ go from the socket straight into a leased slab, and the sink is told after every
 while the next one is still coming.
 """
 
-import math
 import selectors
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, ValuesView
 
 from shadowserve_dataplane.chunks import store_key
 from shadowserve_dataplane.deadline import Clock, Deadline
@@ -95,9 +94,9 @@ class BulkGetter:
         return self._lanes[address]
 
     @property
-    def lanes(self) -> list[ShardLane]:
+    def lanes(self) -> ValuesView[ShardLane]:
         """All lanes; for one `get`."""
-        return list(self._lanes.values())
+        return self._lanes.values()
 
     @property
     def topology(self) -> TopologySource:
@@ -132,17 +131,18 @@ class _Run:
         self._deadline = deadline
         self._clock = deadline.clock
         self._map: SlotMap | None = None
+        self._open: list[ShardLane] = []
         self._later: list[tuple[float, Errand]] = []
 
     def until_answered(self, cancelled: Callable[[], bool]) -> None:
         """Run until nothing is left; raises `DeadlineExceeded` or `Cancelled`."""
         self._start()
-        while self._advance():
+        while self._advance(now := self._clock()):
             if cancelled():
                 raise Cancelled("the fetch was cancelled")
-            if self._deadline.expired:
+            if now >= self._deadline.at:
                 raise DeadlineExceeded("the store did not answer in time")
-            self._turn()
+            self._turn(now)
 
     def abandon(self, error: ShadowServeError) -> None:
         """Fail everything that is unanswered, and all that was not asked for yet."""
@@ -183,20 +183,28 @@ class _Run:
     def _start(self) -> None:
         for lane in self._getter.lanes:
             lane.forgive()
-        self._map = self._getter.topology.slot_map(self._deadline)
-        self._getter.keep_only(self._map.addresses)
+        self._getter.keep_only(self._getter.topology.slot_map(self._deadline).addresses)
 
-    def _advance(self) -> bool:
+    def _advance(self, now: float) -> bool:
         """Hand out requests; return whether anything is left to do."""
-        self._follow_map()
-        now = self._clock()
+        if self._getter.topology.slot_map(self._deadline) is not self._map:
+            self._follow_map()
+        if self._later:
+            self._resume(now)
+        while not self._exhausted and self._has_room():
+            self._take_next()
+        return not self._exhausted or bool(self._later) or any(lane.busy for lane in self._getter.lanes)
+
+    def _resume(self, now: float) -> None:
         due = [errand for when, errand in self._later if when <= now]
         self._later = [(when, errand) for when, errand in self._later if when > now]
         for errand in due:
             self._route(errand)
-        while not self._exhausted and any(lane.room > 0 for lane in self._open_lanes()):
-            self._take_next()
-        return not self._exhausted or bool(self._later) or any(lane.busy for lane in self._getter.lanes)
+
+    def _has_room(self) -> bool:
+        if not self._open:
+            return not self._later  # no shard at all: one request at a time finds out whether that changes
+        return any(lane.room > 0 for lane in self._open)
 
     def _take_next(self) -> None:
         request = next(self._requests, None)
@@ -206,15 +214,11 @@ class _Run:
         name = store_key(request.key)
         self._route(Errand(request, name, slot_of(name)))
 
-    def _open_lanes(self) -> list[ShardLane]:
-        return [self._getter.lane(address) for address in self._map.addresses] if self._map else []
-
     def _follow_map(self) -> None:
-        newest = self._getter.topology.slot_map(self._deadline)
-        if newest is self._map:
-            return
-        self._map = newest
-        for lane in self._getter.lanes:
+        """Take the newest map, and send what waits where it belongs now."""
+        self._map = self._getter.topology.slot_map(self._deadline)
+        self._open = [self._getter.lane(address) for address in self._map.addresses]
+        for lane in list(self._getter.lanes):
             for errand in lane.take_backlog():
                 if errand.asking:
                     lane.backlog.append(errand)
@@ -229,14 +233,13 @@ class _Run:
         else:
             self._getter.lane(address).backlog.append(errand)
 
-    def _turn(self) -> None:
-        now = self._clock()
-        patience = {lane: lane.patience(now) for lane in self._getter.lanes}
-        soonest = min((when - now for when, _ in self._later), default=math.inf)
-        timeout = max(0.0, min(POLL_SECONDS, self._deadline.remaining(), soonest, *patience.values()))
-        ready = self._getter.ready_lanes(timeout)
-        now = self._clock()
+    def _turn(self, now: float) -> None:
+        timeout = min(POLL_SECONDS, self._deadline.at - now, *(when - now for when, _ in self._later))
         for lane in self._getter.lanes:
+            timeout = min(timeout, lane.patience(now))
+        ready = self._getter.ready_lanes(max(0.0, timeout))
+        now = self._clock()
+        for lane in list(self._getter.lanes):  # a redirect may add one
             if lane in ready or lane.patience(now) <= STARVED_POLL_SECONDS:
                 lane.turn(self)
             else:

@@ -59,6 +59,11 @@ class ShardConnection:
         return self._stage is _Stage.READY
 
     @property
+    def settled(self) -> bool:
+        """Whether `advance` has nothing to do: ready, and all commands are sent."""
+        return self._stage is _Stage.READY and not self._unsent
+
+    @property
     def encrypted(self) -> bool:
         """Whether bytes may wait inside the TLS layer, where the selector does not see them."""
         return self._tls is not None
@@ -80,10 +85,10 @@ class ShardConnection:
         self._unsent += command
         self._flush()
 
-    def receive(self) -> int | None:
-        """Read what is there, once, to where the reader wants it; return how many bytes, None when nothing is there."""
+    def receive(self, space: memoryview) -> int | None:
+        """Read what is there into `space`, the reader's `writable`, once; return how many bytes, None for nothing."""
         try:
-            count = self._socket.recv_into(self.reader.writable())
+            count = self._socket.recv_into(space)
         except (BlockingIOError, ssl.SSLWantReadError):
             return None
         except ssl.SSLWantWriteError:
@@ -184,7 +189,7 @@ class ShardConnection:
 
     def _authenticate(self) -> None:
         event = self.reader.next_event()
-        if event is None and self.receive() is not None:
+        if event is None and self.receive(self.reader.writable()) is not None:
             event = self.reader.next_event()
         match event:
             case None:

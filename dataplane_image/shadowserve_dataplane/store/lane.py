@@ -189,13 +189,18 @@ class ShardLane:
         return None
 
     def _exchange(self, connection: ShardConnection, traffic: Traffic) -> None:
-        connection.advance()
+        if not connection.settled:
+            connection.advance()
         if connection.ready:
             self._send(connection)
             self._receive(connection, traffic)
+            if self._incoming is not None:
+                self._incoming.report()  # once a turn: TLS delivers in pieces of 16 KiB
             self._send(connection)
 
     def _send(self, connection: ShardConnection) -> None:
+        if not self.backlog:
+            return
         commands = []
         while self.backlog and len(self._outstanding) < self._settings.depth:
             errand = self.backlog.popleft()
@@ -207,20 +212,21 @@ class ShardLane:
             connection.send(b"".join(commands))
 
     def _receive(self, connection: ShardConnection, traffic: Traffic) -> None:
+        if self._starved and not self._handle_events(connection, traffic):
+            return
         taken = 0
         while taken < TURN_BYTES:
-            if not self._handle_events(connection, traffic):
-                return
-            wanted = len(connection.reader.writable())
-            count = connection.receive()
+            space = connection.reader.writable()
+            count = connection.receive(space)
             if count is None:
                 return
             taken += count
             self._heard_at = self._settings.clock()
-            if count < wanted and not connection.encrypted:
-                self._handle_events(connection, traffic)
+            if not self._handle_events(connection, traffic):
+                return
+            if count < len(space) and not connection.encrypted:
                 return  # the socket is empty: asking again would only cost a system call
-        self._hungry = self._handle_events(connection, traffic)
+        self._hungry = True
 
     def _handle_events(self, connection: ShardConnection, traffic: Traffic) -> bool:
         """Return whether more bytes can be taken: not while a value waits for a slab."""
@@ -229,8 +235,6 @@ class ShardLane:
             self._handle(event, connection, traffic)
         if was_starved or self._starved:
             connection.pause(self._starved)
-        if self._incoming is not None:
-            self._incoming.report()
         return not self._starved
 
     def _handle(self, event: Event, connection: ShardConnection, traffic: Traffic) -> None:

@@ -2,10 +2,10 @@
 
 Payload never travels here: it lies in the landing and staging buffers, files that both sides map.
 
-A conversation: `Hello` -> `Welcome` or `Refused`; then any of `Lookup` -> `Found`; `Fetch` -> (`Landed` | `ChunkFailed`)
-per chunk; each landed slot goes back with `Release`; `Store` -> `Stored`. Every message after `Welcome` carries the
-session it gave; a sidecar that does not know the session (it was restarted) answers `SessionUnknown`, and the
-connector says `Hello` again. Requests are matched by ids that the connector chooses.
+A conversation: `Hello` -> `Welcome` or `Refused`; then any of `Lookup` -> `Found`; `Fetch` -> (`Landed` or
+`ChunkFailed`) per chunk; each landed slot goes back with `Release`; `Store` -> `Stored`. Every message after `Welcome`
+carries the session it gave; a sidecar that does not know the session (it was restarted) answers `SessionUnknown`, and
+the connector says `Hello` again. Requests are matched by ids that the connector chooses.
 
 Protocol history (bump on any change of meaning, field or order):
   1  first version
@@ -146,8 +146,8 @@ FromConnector = Hello | Lookup | Fetch | Cancel | Release | Store
 FromSidecar = Welcome | Refused | SessionUnknown | Found | Landed | ChunkFailed | Stored
 
 _encoder = msgspec.msgpack.Encoder()
-_from_connector = msgspec.msgpack.Decoder(FromConnector)
-_from_sidecar = msgspec.msgpack.Decoder(FromSidecar)
+_from_connector: msgspec.msgpack.Decoder[FromConnector] = msgspec.msgpack.Decoder(FromConnector)
+_from_sidecar: msgspec.msgpack.Decoder[FromSidecar] = msgspec.msgpack.Decoder(FromSidecar)
 
 
 def pack(message: FromConnector | FromSidecar) -> bytes:

@@ -1,0 +1,1 @@
+"""Generated from dataplane.proto; never edited by hand."""

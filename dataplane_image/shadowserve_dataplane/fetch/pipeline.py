@@ -89,11 +89,10 @@ class Pipeline:
         self._buffers = BufferPool(
             settings.max_chunk_bytes, settings.workers * settings.buffers_per_worker, "chunk buffers"
         )
+        self._getters = [BulkGetter(store, topology, self._buffers) for _ in range(settings.workers)]
         self._threads = [
-            threading.Thread(
-                target=_Worker(self, BulkGetter(store, topology, self._buffers)).run, name=f"pipeline-{n}", daemon=True
-            )
-            for n in range(settings.workers)
+            threading.Thread(target=_Worker(self, getter).run, name=f"pipeline-{number}", daemon=True)
+            for number, getter in enumerate(self._getters)
         ]
         for thread in self._threads:
             thread.start()
@@ -102,6 +101,11 @@ class Pipeline:
     def limits(self) -> Limits:
         """What chunks may be at most."""
         return Limits(max_total_bytes=self._settings.max_chunk_bytes)
+
+    @property
+    def store_connections(self) -> int:
+        """Connections to the store that are open."""
+        return sum(lane.connected for getter in self._getters for lane in getter.lanes)
 
     @property
     def unanswered_chunks(self) -> int:

@@ -25,7 +25,7 @@ FRAME_BYTES = _FRAME.size
 
 
 class FrameKind(IntEnum):
-    """DATA: `length` bytes follow, for `offset` of the slot. FINISH: `offset` bytes were sent. ABORT: none more come."""
+    """DATA: `length` bytes follow, for `offset` of the slot. FINISH: `offset` bytes were sent. ABORT: no more come."""
 
     DATA = 1
     FINISH = 2

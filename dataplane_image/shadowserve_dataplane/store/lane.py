@@ -98,6 +98,11 @@ class ShardLane:
         self._heard_at = 0.0
 
     @property
+    def connected(self) -> bool:
+        """Whether there is a connection."""
+        return self._connection is not None
+
+    @property
     def busy(self) -> bool:
         """Whether anything is still to be answered."""
         return bool(self.backlog or self._outstanding)

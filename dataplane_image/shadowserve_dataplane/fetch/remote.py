@@ -1,0 +1,123 @@
+"""The client of a data plane in another process: attach, fetch, cancel, over gRPC."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from shadowserve_dataplane.errors import ChunkOutcome, NetworkError, PeerProtocolError
+from shadowserve_dataplane.fetch.generated import dataplane_pb2 as wire
+from shadowserve_dataplane.fetch.generated.dataplane_pb2_grpc import DataPlaneStub
+from shadowserve_dataplane.fetch.plan import FetchJob
+from shadowserve_dataplane.fetch.report import ChunkResult
+
+PROTOCOL = 1
+ATTACH_SECONDS = 3.0
+CANCEL_SECONDS = 2.0
+SLACK_SECONDS = 1.0
+"""A fetch's stream is given up this long after the job's own deadline: then the data plane hangs."""
+_CHANNEL_OPTIONS = (
+    ("grpc.keepalive_time_ms", 2000),
+    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementAddress:
+    """Where the data plane shall place: a `TcpPlacementReceiver`. Empty `host`: where the Attach call comes from."""
+
+    host: str
+    port: int
+    token: bytes
+
+
+class RemoteDataPlane:
+    """One attachment to the data plane at `endpoint` (`host:port`). Not thread-safe: for one event loop."""
+
+    def __init__(self, endpoint: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+        self.endpoint = endpoint
+        self.version = ""
+        self._channel = (
+            grpc.aio.insecure_channel(endpoint, options=_CHANNEL_OPTIONS)
+            if credentials is None
+            else grpc.aio.secure_channel(endpoint, credentials, options=_CHANNEL_OPTIONS)
+        )
+        self._stub: Any = DataPlaneStub(self._channel)  # type: ignore[no-untyped-call]
+        self._attachment = 0
+
+    async def attach(self, sidecar: str, address: PlacementAddress) -> None:
+        """Introduce this sidecar. Raises `NetworkError`, or `PeerProtocolError` when the versions do not match."""
+        placement = wire.TcpPlacement(host=address.host, port=address.port, token=address.token)
+        request = wire.AttachRequest(protocol=PROTOCOL, sidecar=sidecar, tcp=placement)
+        try:
+            reply = await self._stub.Attach(request, timeout=ATTACH_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(self.endpoint, error) from error
+        if reply.protocol != PROTOCOL:
+            raise PeerProtocolError(f"data plane {self.endpoint} speaks protocol {reply.protocol}, not {PROTOCOL}")
+        self._attachment, self.version = reply.attachment, reply.version
+
+    async def fetch(self, job: FetchJob) -> AsyncIterator[ChunkResult]:
+        """Yield one result a chunk. Raises `NetworkError` when the data plane is lost, refuses, or hangs."""
+        left = job.deadline.remaining()
+        shape = job.shape
+        request = wire.FetchRequest(
+            attachment=self._attachment,
+            job=job.job,
+            deadline_ms=round(left * 1000),
+            landing=job.mode.value,
+            shape=wire.Shape(
+                layers=shape.layers,
+                kv_heads=shape.kv_heads,
+                head_dim=shape.head_dim,
+                tokens=shape.tokens,
+                dtype=shape.dtype.value,
+            ),
+            chunks=[wire.Chunk(index=c.index, key=c.key, slot=c.ref.slot, lease=c.ref.lease) for c in job.chunks],
+        )
+        try:
+            async for result in self._stub.Fetch(request, timeout=left + SLACK_SECONDS):
+                yield _parsed(job.job, result)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(self.endpoint, error) from error
+
+    async def cancel(self, job: int) -> None:
+        """Stop a job. Raises `NetworkError`."""
+        request = wire.CancelRequest(attachment=self._attachment, job=job)
+        try:
+            await self._stub.Cancel(request, timeout=CANCEL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(self.endpoint, error) from error
+
+    async def lost(self) -> None:
+        """Return when the connection breaks; the channel is watched, nothing is sent but keepalive pings."""
+        state = self._channel.get_state(try_to_connect=True)
+        while state not in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
+            if state is grpc.ChannelConnectivity.IDLE and self._attachment:
+                return
+            await self._channel.wait_for_state_change(state)
+            state = self._channel.get_state()
+
+    async def close(self) -> None:
+        """Hang up; fetches under way end with `NetworkError`."""
+        await self._channel.close(None)
+
+
+def _parsed(job: int, result: wire.ChunkResult) -> ChunkResult:
+    try:
+        outcome = ChunkOutcome(result.outcome)
+    except ValueError as error:
+        raise PeerProtocolError(f"a data plane reports outcome {result.outcome!r}, which is none") from error
+    return ChunkResult(job, result.index, outcome, result.encoded_bytes, result.values_bytes, result.detail)
+
+
+def _translated(endpoint: str, error: grpc.aio.AioRpcError) -> NetworkError | PeerProtocolError:
+    message = f"data plane {endpoint}: {error.code().name.lower()}: {error.details()}"
+    if error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNIMPLEMENTED):
+        return PeerProtocolError(message)
+    return NetworkError(message)

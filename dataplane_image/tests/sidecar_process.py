@@ -165,6 +165,7 @@ class Client:
         extents = (shape.layers, shape.kv_heads, shape.head_dim, shape.dtype.value, shape.tokens)
         names = ("layers", "kv_heads", "head_dim", "dtype", "chunk_tokens")
         self.hello = Hello(**(fields | dict(zip(names, extents, strict=True)) | hello))
+        self.shape = shape
         self.session = 0
         self.welcome: Welcome | None = None
         self.landing: MappedBuffer | None = None

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 
@@ -44,13 +45,17 @@ class Terms:
 
     lookup_deadline_ms: int
     fetch_deadline_ms: int
-    isolation: str
+    isolation: Literal["Shared", "PerPool", "PerTenant"]
     salt: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts that messages are passed on to. `can_fetch` says whether there is any place to restore chunks."""
+    """The parts that messages are passed on to.
+
+    `why_no_fetch` says why there is no place to restore chunks, nothing if there is one; `prepare` is called for every
+    worker before it hears `Welcome`.
+    """
 
     index: Index
     fetches: Fetches
@@ -58,7 +63,8 @@ class Parts:
     landing: LandingSlots
     staging: StagingBuffer
     metrics: SidecarMetrics
-    can_fetch: Callable[[], str]
+    why_no_fetch: Callable[[], str]
+    prepare: Callable[[Session], None]
 
 
 class Conversation:
@@ -148,6 +154,7 @@ class Conversation:
         landing = self._parts.landing.carve_for(session.shape)
         if not isinstance(landing, Buffer):
             return landing
+        self._parts.prepare(session)
         return landing, self._parts.staging.assign(session)
 
     def _welcome(self, session: Session, landing: Buffer | None, staging: Buffer | None) -> None:
@@ -174,7 +181,7 @@ class Conversation:
 
     async def _look_up(self, session: Session, message: Lookup) -> None:
         began = time.monotonic()
-        if obstacle := self._parts.can_fetch():
+        if obstacle := self._parts.why_no_fetch():
             answer = Answer(0, LookupResult.REFUSED, obstacle)
         else:
             answer = await self._parts.index.look_up(message.keys)

@@ -1,55 +1,70 @@
-"""The places where chunks can be restored, behind one face: the paired data plane, or the pipeline in this process.
-
-Which of them takes the next batch is decided by `switch.choose`; this class observes what the decision needs (the
-endpoint file, attach, failures) and acts on it.
-"""
+"""Which place takes the next batch, and who has which batch: `switch.choose` decides, this acts on it."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
-from shadowserve_dataplane.sidecar.endpoint import EndpointFile
-from shadowserve_dataplane.sidecar.fetch_table import Batch
-from shadowserve_dataplane.sidecar.fetches import ChunkReport
+from shadowserve_dataplane.errors import ChunkOutcome, ShadowServeError
+from shadowserve_dataplane.fetch.plan import FetchJob
+from shadowserve_dataplane.fetch.report import ChunkResult
+from shadowserve_dataplane.sidecar.data_plane import DataPlane
 from shadowserve_dataplane.sidecar.metrics import SidecarMetrics
-from shadowserve_dataplane.sidecar.switch import Choice, Place, PlaceName, RemoteState, choose
-
-WATCH_SECONDS = 0.2
-"""How often the endpoint file is looked at."""
+from shadowserve_dataplane.sidecar.runners import HostRunner, Report, Runner
+from shadowserve_dataplane.sidecar.switch import Choice, Place, PlaceName, choose
 
 _log = logging.getLogger(__name__)
 
 
-class PlaceLost(Exception):
-    """The data plane cannot be attached, or was lost; says why."""
+class FetchPlaces:
+    """The paired data plane and the pipeline in this process, behind one face."""
 
+    def __init__(
+        self,
+        order: Sequence[PlaceName],
+        data_plane: DataPlane,
+        host: HostRunner,
+        report: Report,
+        metrics: SidecarMetrics,
+    ) -> None:
+        self._order = order
+        self._data_plane = data_plane
+        self._host = host
+        self._report = report
+        self._metrics = metrics
+        self._runners: dict[int, Runner] = {}
+        self._last: Place | None = None
+        self._loop = asyncio.get_running_loop()
 
-class BatchRunner(Protocol):
-    """Restores batches somewhere. Reports arrive on the event loop, for every chunk at most one."""
+    def choice(self) -> Choice:
+        """Return where the next batch runs."""
+        chosen = choose(self._order, self._data_plane.state, time.monotonic())
+        if chosen.place is not self._last:
+            _log.info("chunks are restored at: %s (%s)", chosen.place, chosen.reason)
+            self._last = chosen.place
+            self._metrics.placed_at(chosen.place)
+        return chosen
 
-    def submit(self, batch: Batch) -> None:
-        """Start a batch."""
-        ...
+    def submit(self, batch: FetchJob, place: Place) -> None:
+        """Start a batch there; if that fails its chunks are reported as failed, a moment later."""
+        runner: Runner = self._data_plane if place is Place.DPU else self._host
+        self._runners[batch.job] = runner
+        try:
+            runner.submit(batch)
+        except ShadowServeError as error:
+            for chunk in batch.chunks:
+                failed = ChunkResult(batch.job, chunk.index, ChunkOutcome.PLACE_ERROR, detail=str(error))
+                self._loop.call_soon(self._report, failed)
 
-    def cancel(self, batch: int) -> None:
-        """Stop a batch; a batch that is not known is fine."""
-        ...
+    def give_up(self, batch: int, overdue: bool) -> None:
+        """Stop a batch that nobody wants any more; if it is `overdue`, its data plane may hang."""
+        runner = self._runners.pop(batch, None)
+        if runner is None:
+            return
+        if overdue and runner is self._data_plane:
+            self._data_plane.overdue(batch)
+        runner.cancel(batch)
 
-    async def close(self) -> None:
-        """Stop everything; nothing is reported any more."""
-        ...
-
-
-class RemoteRunner(BatchRunner, Protocol):
-    """A `BatchRunner` on another machine, attached when it is made."""
-
-    @property
-    def idle(self) -> bool:
-        """Whether no batch is under way."""
-        ...
-
-
-Report = Callable[[ChunkReport], None]
-AttachRemote = Callable[[str, Report, Callable[[str], None]], "asyncio.Future[RemoteRunner]"]
+    def finished(self, batch: int) -> None:
+        """Forget a batch of which every chunk was reported."""
+        self._runners.pop(batch, None)

@@ -20,8 +20,8 @@ from shadowserve_dataplane.errors import ChunkOutcome
 from shadowserve_dataplane.fetch.plan import FetchJob
 from shadowserve_dataplane.fetch.report import ChunkResult
 from shadowserve_dataplane.landing import LandingBuffer, SlotRef
-from shadowserve_dataplane.sidecar.landing_slots import owner_of
 from shadowserve_dataplane.sidecar.fetch_table import FetchTable, Settled
+from shadowserve_dataplane.sidecar.landing_slots import owner_of
 from shadowserve_dataplane.sidecar.metrics import SidecarMetrics
 from shadowserve_dataplane.sidecar.sessions import Session
 from shadowserve_dataplane.sidecar.switch import Choice, Place
@@ -42,8 +42,8 @@ class FetchPlaces(Protocol):
         """Return where the next batch runs."""
         ...
 
-    def submit(self, batch: FetchJob) -> None:
-        """Start a batch at the place chosen last."""
+    def submit(self, batch: FetchJob, place: Place) -> None:
+        """Start a batch there."""
         ...
 
     def give_up(self, batch: int, overdue: bool) -> None:
@@ -158,7 +158,7 @@ class Fetches:
             return
         room = self._limits.in_flight - self._table.running
         for batch in self._table.next_batches(room, self._lease):
-            self._places.submit(batch)
+            self._places.submit(batch, choice.place)
 
     def _lease(self, session: Session) -> SlotRef | None:
         return self._landing.lease(owner_of(session))
@@ -174,11 +174,10 @@ class Fetches:
 
     def _end(self, session: Session, job: int, outcome: ChunkOutcome, reason: str) -> None:
         for number in self._table.batches_of(session.number, job):
-            unsettled = self._table.outstanding(number)
-            self._places.give_up(number, outcome is ChunkOutcome.DEADLINE)
-            for index in unsettled:
+            for index in self._table.outstanding(number):
                 if settled := self._table.settle(number, index, outcome):
                     self._answer(settled, outcome, reason)
+            self._places.give_up(number, outcome is ChunkOutcome.DEADLINE)
         for settled in self._table.fail_waiting(session.number, job, outcome):
             self._answer(settled, outcome, f"{reason}; no landing slot was free")
 

@@ -49,9 +49,12 @@ def _locked(path: Path) -> int:
 def remove_stale_files(landing: Path) -> int:
     """Remove buffer files of an earlier instance and return how many there were; the lock must be held.
 
+    Makes the folder if there is none; raises `OSError`.
+
     They are unlinked, never truncated or used again: an engine may still have them mapped and read from them. It gets
     new files by name with its next `Welcome`.
     """
+    landing.mkdir(parents=True, exist_ok=True)
     stale = [path for pattern in (LANDING_PATTERN, STAGING_PATTERN) for path in landing.glob(pattern)]
     for path in stale:
         path.unlink(missing_ok=True)

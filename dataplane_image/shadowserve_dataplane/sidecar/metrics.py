@@ -4,13 +4,16 @@ Times are summaries (count and sum) and label values appear when they first happ
 series. No key, tenant or request is ever a label.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
-from wsgiref.simple_server import WSGIServer
+from functools import partial
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, disable_created_metrics, start_http_server
 
-from shadowserve_dataplane.errors import ChunkOutcome
+from shadowserve_dataplane.errors import ChunkOutcome, SettingsError
+from shadowserve_dataplane.landing import SlotState
 from shadowserve_dataplane.sidecar.store_policy import DropReason
 from shadowserve_dataplane.sidecar.switch import Place
 
@@ -29,8 +32,9 @@ class LookupResult(StrEnum):
 class SidecarMetrics:
     """The sidecar's counters, in a registry of their own."""
 
-    def __init__(self) -> None:
-        disable_created_metrics()
+    def __init__(self, landing_slots: Callable[[], Mapping[SlotState, int]]) -> None:
+        """`landing_slots` counts the slots by state; it is called at every scrape, on another thread."""
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._lookups = Counter("shadowserve_lookups", "Look-ups by result", ["result"], registry=self.registry)
         self._lookup_seconds = Summary("shadowserve_lookup_seconds", "Time of a look-up", registry=self.registry)
@@ -43,7 +47,9 @@ class SidecarMetrics:
         self._dropped = Counter(
             "shadowserve_stores_dropped", "Chunks not stored, by reason", ["reason"], registry=self.registry
         )
-        self._slots = Gauge("shadowserve_landing_slots", "Landing slots by state", ["state"], registry=self.registry)
+        slots = Gauge("shadowserve_landing_slots", "Landing slots by state", ["state"], registry=self.registry)
+        for state in SlotState:
+            slots.labels(state.value).set_function(partial(_count, landing_slots, state))
         self._placement = Gauge(
             "shadowserve_placement_info", "Where chunks are restored now", ["place"], registry=self.registry
         )
@@ -83,12 +89,27 @@ class SidecarMetrics:
         self._placement.clear()
         self._placement.labels(place.value).set(1)
 
-    def slots(self, by_state: Mapping[str, int]) -> None:
-        """Show how many landing slots there are of each state."""
-        for state, count in by_state.items():
-            self._slots.labels(state).set(count)
+    @contextmanager
+    def served(self, port: int, port_file: Path | None) -> Iterator[int]:
+        """Serve the metrics over HTTP, on any free port if `port` is 0; yield the port, and write it to the file.
 
-    def serve(self, port: int) -> WSGIServer:
-        """Serve the metrics over HTTP, on any free port if `port` is 0; raises `OSError` when it is taken."""
-        server, _ = start_http_server(port, registry=self.registry)
-        return server
+        Raises `SettingsError` when the port is taken.
+        """
+        try:
+            server, thread = start_http_server(port, registry=self.registry)
+        except OSError as error:
+            raise SettingsError(f"metricsPort {port}: {error.strerror}; choose another one, or 0 for any") from error
+        try:
+            if port_file is not None:
+                port_file.write_text(str(server.server_port))
+            yield server.server_port
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+            if port_file is not None:
+                port_file.unlink(missing_ok=True)
+
+
+def _count(landing_slots: Callable[[], Mapping[SlotState, int]], state: SlotState) -> float:
+    return landing_slots().get(state, 0)

@@ -76,7 +76,7 @@ class Router:
         self._path.chmod(mode)
 
     def _look_again(self) -> None:
-        if not self._again_scheduled and self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        if not self._again_scheduled and int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._again_scheduled = True
             self._loop.call_soon(self._read)
 

@@ -31,7 +31,7 @@ class _Section(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_field
     """A part of config.json: camelCase keys, unknown ones refused."""
 
 
-class TlsFiles(_Section):
+class TlsFiles(_Section, frozen=True):
     """PEM files of one TLS client or server. Without `authority_file` the system's certificate authorities count."""
 
     authority_file: NonEmpty | None = None
@@ -39,7 +39,7 @@ class TlsFiles(_Section):
     key_file: NonEmpty | None = None
 
 
-class StoreSection(_Section):
+class StoreSection(_Section, frozen=True):
     """Where the store is. `password_file` is read once at start; a final newline does not belong to the password."""
 
     endpoints: Annotated[list[NonEmpty], msgspec.Meta(min_length=1)]
@@ -51,7 +51,7 @@ class StoreSection(_Section):
     read_timeout_ms: Milliseconds = 5000
 
 
-class Limits(_Section):
+class Limits(_Section, frozen=True):
     """Past a deadline the engine computes. `time_to_live_seconds` None leaves old chunks to the store's eviction."""
 
     lookup_deadline_ms: Milliseconds = 20
@@ -61,7 +61,7 @@ class Limits(_Section):
     time_to_live_seconds: Seconds | None = None
 
 
-class Placement(_Section):
+class Placement(_Section, frozen=True):
     """Where a fetch may run, best first; recomputing is always the last resort.
 
     `workers`: threads of the pipeline inside the sidecar. `receiver_host`/`receiver_port`: where this sidecar listens
@@ -79,7 +79,7 @@ class Placement(_Section):
     tls: TlsFiles | None = None
 
 
-class Config(_Section):
+class Config(_Section, frozen=True):
     """The whole of config.json. Sizes are in bytes; `file_mode` is octal and holds for socket and buffer files."""
 
     store: StoreSection

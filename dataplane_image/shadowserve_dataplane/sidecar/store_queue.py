@@ -45,6 +45,9 @@ class StoreQueue:
         self._loop = asyncio.get_running_loop()
         self._thread = StoreThread(*thread, self._done_on_thread)
 
+    def __len__(self) -> int:
+        return len(self._queued)
+
     def store(self, session: Session, slots: frozenset[int], message: Store) -> str:
         """Queue or drop a staged chunk; returns what is wrong with the message, nothing if it was understood."""
         if message.slot not in slots:

@@ -58,7 +58,7 @@ class RemoteState:
         """Return the time from which on it may be tried again."""
         if not self.failures:
             return float("-inf")
-        return self.failed_at + min(FIRST_BACKOFF * 2 ** min(self.failures - 1, 16), LONGEST_BACKOFF)
+        return self.failed_at + min(FIRST_BACKOFF * (1 << min(self.failures - 1, 16)), LONGEST_BACKOFF)
 
 
 @dataclass(frozen=True, slots=True)

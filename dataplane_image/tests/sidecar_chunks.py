@@ -9,7 +9,7 @@ from shadowserve_dataplane.codec.encode import Encoder
 from shadowserve_dataplane.codec.tiers import Tier
 
 SHAPE = KvShape(layers=2, kv_heads=2, head_dim=16, dtype=KvDtype.FLOAT16, tokens=64)
-"""32 KiB a chunk: tests are about the sidecar, not about bytes."""
+"""16 KiB a chunk: tests are about the sidecar, not about bytes."""
 
 
 @dataclass(frozen=True)

@@ -9,25 +9,35 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import zmq
-from real_store import RedisServer, wait_until
+from real_store import RedisServer, free_port, wait_until
 from shadowserve_dataplane.chunks import KvShape
 from shadowserve_dataplane.connector.buffers import MappedBuffer
+from shadowserve_dataplane.connector.landed_image import ValuesImage, parse_image
 from shadowserve_dataplane.connector.messages import (
     PROTOCOL,
+    ChunkFailed,
+    Fetch,
+    Found,
     FromConnector,
     FromSidecar,
     Hello,
+    Landed,
+    Lookup,
+    Release,
+    Store,
     Welcome,
     pack,
     unpack_from_sidecar,
 )
+from sidecar_chunks import Chunk
 
 ANSWER_SECONDS = 20.0
 Message = TypeVar("Message")
@@ -47,14 +57,103 @@ def config_for(store: RedisServer, **changes: Any) -> dict[str, Any]:
 
 
 @dataclass
-class SidecarProcess:
-    """`shadowserve-sidecar` in a folder of its own; ends with the `with` block whatever happens."""
+class ServerProcess(ABC):
+    """A server that says one line when it is ready; ends with the `with` block whatever happens."""
 
     folder: Path
-    config: dict[str, Any]
     log: list[str] = field(default_factory=list)
     process: "subprocess.Popen[str] | None" = None
     readers: list[threading.Thread] = field(default_factory=list)
+
+    @abstractmethod
+    def command(self) -> list[str]:
+        """Return the module and its arguments."""
+
+    def start(self) -> Self:
+        """Start, and return when it says that it is ready."""
+        self.folder.mkdir(exist_ok=True)
+        ready = threading.Event()
+        process = self.process = self.spawn()
+        self.readers = [
+            threading.Thread(target=self._follow, args=(process.stdout, ready.set), daemon=True),
+            threading.Thread(target=self._follow, args=(process.stderr, lambda: None), daemon=True),
+        ]
+        for reader in self.readers:
+            reader.start()
+        assert ready.wait(ANSWER_SECONDS), "not ready:\n" + "".join(self.log)
+        assert process.poll() is None, "".join(self.log)
+        return self
+
+    def spawn(self) -> "subprocess.Popen[str]":
+        """Start another process with the same settings and folders, without waiting for anything."""
+        return subprocess.Popen(
+            [sys.executable, "-m", *self.command()],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+
+    def stop(self) -> int:
+        """End it by SIGTERM; returns its exit status."""
+        return self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill it as the kernel would."""
+        self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Stop it: its connections stay, but nobody answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused process go on."""
+        self._signal(signal.SIGCONT)
+
+    def resident_bytes(self) -> int:
+        """Return how much memory the process has of its own (mapped files do not count)."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0]) * 1024
+
+    def _follow(self, lines: Any, when_read: Callable[[], None]) -> None:
+        for line in lines:
+            self.log.append(line)
+            when_read()
+        when_read()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+    def _end(self, number: signal.Signals) -> int:
+        if self.process is None:
+            return 0
+        self._signal(signal.SIGCONT)
+        self._signal(number)
+        process, self.process = self.process, None
+        status = process.wait(ANSWER_SECONDS)
+        for reader in self.readers:
+            reader.join(ANSWER_SECONDS)
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
+        return status
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+
+@dataclass
+class SidecarProcess(ServerProcess):
+    """`shadowserve-sidecar`; all of its folders are in `folder`."""
+
+    config: dict[str, Any] = field(default_factory=dict)
 
     @property
     def run(self) -> Path:
@@ -72,44 +171,16 @@ class SidecarProcess:
     def endpoint_file(self) -> Path:
         return self.folder / "endpoint"
 
-    def start(self) -> "SidecarProcess":
-        """Start, and return when it says that it is ready."""
-        self.folder.mkdir(exist_ok=True)
-        ready = threading.Event()
-        self.process = self.spawn()
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        self.readers = [
-            threading.Thread(target=self._follow, args=(self.process.stdout, ready.set), daemon=True),
-            threading.Thread(target=self._follow, args=(self.process.stderr, lambda: None), daemon=True),
-        ]
-        for reader in self.readers:
-            reader.start()
-        assert ready.wait(ANSWER_SECONDS), "not ready:\n" + "".join(self.log)
-        assert self.process.poll() is None, "".join(self.log)
-        return self
-
-    def spawn(self) -> "subprocess.Popen[str]":
-        """Start another process with the same settings and folders, without waiting for anything."""
+    def command(self) -> list[str]:
         settings = self.folder / "config.json"
         settings.write_text(json.dumps(self.config))
         arguments = ["--config", settings, "--run-dir", self.run, "--landing-dir", self.landing]
         arguments += ["--endpoint-file", self.endpoint_file, "--metrics-port-file", self.folder / "metrics-port"]
-        return subprocess.Popen(
-            [sys.executable, "-m", "shadowserve_dataplane.sidecar", *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        )
+        return ["shadowserve_dataplane.sidecar", *map(str, arguments)]
 
-    def stop(self) -> int:
-        """End it by SIGTERM; returns its exit status."""
-        return self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Kill it as the kernel would."""
-        self._end(signal.SIGKILL)
+    def files(self) -> list[str]:
+        """Return the names of all files that it made and that are still there."""
+        return sorted(path.name for folder in (self.run, self.landing) for path in folder.iterdir())
 
     def metrics(self) -> dict[str, float]:
         """Return every sample by its name and labels, as Prometheus writes them."""
@@ -122,39 +193,29 @@ class SidecarProcess:
         """Return when the sample has a wanted value; 0 counts for one that is not there."""
         wait_until(lambda: wanted(self.metrics().get(name, 0.0)), f"{name}: {self.log}")
 
-    def resident_bytes(self) -> int:
-        """Return how much memory the process has of its own (mapped files do not count)."""
-        assert self.process is not None
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0]) * 1024
 
-    def _follow(self, lines: Any, when_read: Callable[[], None]) -> None:
-        for line in lines:
-            self.log.append(line)
-            when_read()
-        when_read()
+@dataclass
+class DataPlaneProcess(ServerProcess):
+    """`shadowserve-dataplane serve` on a port of its own, which it keeps when it is started again."""
 
-    def _end(self, number: signal.Signals) -> int:
-        process, self.process = self.process, None
-        if process is None:
-            return 0
-        process.send_signal(signal.SIGCONT)
-        process.send_signal(number)
-        status = process.wait(ANSWER_SECONDS)
-        for reader in self.readers:
-            reader.join(ANSWER_SECONDS)
-        for stream in (process.stdout, process.stderr):
-            assert stream is not None
-            stream.close()
-        return status
+    store: str = ""
+    port: int = field(default_factory=free_port)
 
-    def __enter__(self) -> "SidecarProcess":
-        return self.start()
+    @property
+    def endpoint(self) -> str:
+        return f"127.0.0.1:{self.port}"
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
+    def command(self) -> list[str]:
+        arguments = ["--store", self.store, "--host", "127.0.0.1", "--port", str(self.port), "--metrics-port", "0"]
+        return ["shadowserve_dataplane.service", "serve", *arguments, "--workers", "1", "--drain-seconds", "1"]
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a fetch brought: values of the chunks that landed, outcomes of the others, by index."""
+
+    values: dict[int, bytes]
+    failed: dict[int, str]
 
 
 class Client:
@@ -211,6 +272,47 @@ class Client:
         while self._socket.poll(0):
             self._early.append(unpack_from_sidecar(self._socket.recv()))
         return not any(isinstance(message, unwanted) for message in self._early)
+
+    def fetch(self, job: int, chunks: Sequence[Chunk], deadline_ms: int = 10_000) -> None:
+        """Ask for the chunks; the answers come one by one."""
+        self.send(Fetch(self.session, job, [chunk.key for chunk in chunks], deadline_ms))
+
+    def restore(self, job: int, chunks: Sequence[Chunk], deadline_ms: int = 10_000) -> "Restored":
+        """Fetch the chunks, read what lands, and release every slot at once."""
+        self.fetch(job, chunks, deadline_ms)
+        restored = Restored({}, {})
+        for _ in chunks:
+            answer = self.receive(Landed, ChunkFailed)
+            assert answer.job == job
+            if isinstance(answer, Landed):
+                restored.values[answer.index] = self.values(answer.slot)
+                self.release(job, answer.slot)
+            else:
+                restored.failed[answer.index] = answer.outcome
+        return restored
+
+    def release(self, job: int, *slots: int) -> None:
+        self.send(Release(self.session, job, list(slots)))
+
+    def values(self, slot: int) -> bytes:
+        """Return the values that lie in a landing slot."""
+        assert self.landing is not None
+        image = parse_image(self.landing.slot(slot), self.shape)
+        assert isinstance(image, ValuesImage)
+        return image.values.tobytes()
+
+    def look_up(self, number: int, *ranks: Sequence[Chunk]) -> int:
+        """Return how many leading chunks are there."""
+        self.send(Lookup(self.session, number, [[chunk.key for chunk in chunks] for chunks in ranks]))
+        found = self.receive(Found)
+        assert found.lookup == number
+        return found.chunks
+
+    def stage(self, slot: int, chunk: Chunk, first: bool = False) -> None:
+        """Lay a chunk into a staging slot and have it stored."""
+        assert self.staging is not None
+        self.staging.slot(slot)[: len(chunk.values)] = chunk.values
+        self.send(Store(self.session, slot, chunk.key, first))
 
     def close(self) -> None:
         self._socket.close(0)

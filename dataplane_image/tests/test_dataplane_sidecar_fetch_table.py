@@ -33,8 +33,11 @@ def table() -> FetchTable:
 
 
 def open_job(table: FetchTable, job: int, chunks: int, session: Session = WORKER) -> None:
-    keys = [ChunkKey(job.to_bytes(16, "big") + bytes([index]) * 16) for index in range(chunks)]
-    table.open(session, job, keys, 10.0, Deadline(20.0))
+    table.open(session, job, [key(job, index) for index in range(chunks)], 10.0, Deadline(20.0))
+
+
+def key(job: int, index: int) -> ChunkKey:
+    return ChunkKey(job.to_bytes(16, "big") + index.to_bytes(16, "big"))
 
 
 def start(table: FetchTable, slots: Slots, room: int = 64) -> list[FetchJob]:
@@ -49,7 +52,7 @@ def test_a_job_that_fits_goes_out_as_one_batch(table: FetchTable):
     open_job(table, 7, 3)
     [batch] = start(table, Slots(8))
     assert [chunk.index for chunk in batch.chunks] == [0, 1, 2]
-    assert [chunk.key for chunk in batch.chunks] == [(7).to_bytes(16, "big") + bytes([index]) * 16 for index in range(3)]
+    assert [chunk.key for chunk in batch.chunks] == [key(7, 0), key(7, 1), key(7, 2)]
     assert len({chunk.ref.lease for chunk in batch.chunks}) == 3
     assert (table.running, table.jobs, table.waiting) == (3, 1, False)
 

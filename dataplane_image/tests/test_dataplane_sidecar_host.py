@@ -1,39 +1,24 @@
 """The sidecar with the pipeline inside, as a connector sees it: real process, real store, real buffers."""
 
-import os
-import signal
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pytest
-from real_store import RedisServer, wait_until
+from real_store import RedisServer
 from shadowserve_dataplane.chunks import KvDtype, KvShape, store_key
-from shadowserve_dataplane.connector.landed_image import ValuesImage, parse_image
-from shadowserve_dataplane.connector.messages import (
-    PROTOCOL,
-    Cancel,
-    ChunkFailed,
-    Fetch,
-    Found,
-    Landed,
-    Lookup,
-    Refused,
-    Release,
-    SessionUnknown,
-    Store,
-    Stored,
-    pack,
-)
-from sidecar_chunks import SHAPE, Chunk, make_chunks, put_chunks
+from shadowserve_dataplane.codec.landed import LandedLayout
+from shadowserve_dataplane.connector.messages import PROTOCOL, Cancel, ChunkFailed, Fetch, Landed, Refused, Stored, pack
+from shadowserve_dataplane.sidecar.staging import round_to_pages
+from sidecar_chunks import SHAPE, make_chunks, put_chunks
 from sidecar_process import Client, SidecarProcess, config_for
+
+SLOT_BYTES = round_to_pages(LandedLayout.max_bytes(SHAPE))
 
 
 @pytest.fixture
 def sidecar(tmp_path: Path, redis_standalone: RedisServer) -> Iterator[SidecarProcess]:
-    with SidecarProcess(tmp_path / "s", config_for(redis_standalone)) as process:
+    with SidecarProcess(tmp_path / "s", config=config_for(redis_standalone)) as process:
         yield process
 
 
@@ -44,55 +29,194 @@ def worker(sidecar: SidecarProcess) -> Iterator[Client]:
         yield client
 
 
-def fetch(client: Client, job: int, chunks: list[Chunk], deadline_ms: int = 10_000) -> None:
-    client.send(Fetch(client.session, job, [chunk.key for chunk in chunks], deadline_ms))
-
-
-def landed_values(client: Client, landed: Landed) -> bytes:
-    assert client.landing is not None
-    image = parse_image(client.landing.slot(landed.slot), client.shape)
-    assert isinstance(image, ValuesImage)
-    return image.values.tobytes()
-
-
-def fetched(client: Client, job: int, chunks: list[Chunk]) -> dict[int, bytes]:
-    """Fetch, and return the values of every chunk that landed; their slots are released."""
-    fetch(client, job, chunks)
-    values = {}
-    for _ in chunks:
-        answer = client.receive(Landed, ChunkFailed)
-        if isinstance(answer, Landed):
-            values[answer.index] = landed_values(client, answer)
-            client.send(Release(client.session, job, [answer.slot]))
-    return values
-
-
-def look_up(client: Client, number: int, *ranks: list[Chunk]) -> int:
-    client.send(Lookup(client.session, number, [[chunk.key for chunk in chunks] for chunks in ranks]))
-    found = client.receive(Found)
-    assert found.lookup == number
-    return found.chunks
+def values_of(chunks: list) -> dict[int, bytes]:
+    return {index: chunk.values for index, chunk in enumerate(chunks)}
 
 
 def test_chunks_that_one_engine_stored_are_found_and_fetched_by_another(
     tmp_path: Path, redis_standalone: RedisServer, sidecar: SidecarProcess, worker: Client
 ):
     chunks = make_chunks(3)
-    assert worker.staging is not None
     for slot, chunk in enumerate(chunks):
-        worker.staging.slot(slot)[: len(chunk.values)] = chunk.values
-        worker.send(Store(worker.session, slot, chunk.key, slot == 0))
+        worker.stage(slot, chunk, first=slot == 0)
     assert {worker.receive(Stored).outcome for _ in chunks} == {"stored"}
-    worker.send(Store(worker.session, 1, chunks[1].key, False))
+    worker.stage(1, chunks[1])
     assert worker.receive(Stored) == Stored(1, "present")
-    with (
-        SidecarProcess(tmp_path / "other", config_for(redis_standalone)) as other,
-        Client(other.socket, SHAPE) as reader,
-    ):
-        reader.say_hello()
-        assert look_up(reader, 1, chunks) == 3
-        assert fetched(reader, 1, chunks) == {index: chunk.values for index, chunk in enumerate(chunks)}
-        assert other.metrics()['shadowserve_fetches_total{result="landed"}'] == 1
-        assert other.metrics()['shadowserve_fetched_bytes_total{kind="values"}'] == 3 * SHAPE.values_bytes
     encoded = sum(int(redis_standalone.admin("STRLEN", store_key(chunk.key))) for chunk in chunks)
     assert sidecar.metrics()["shadowserve_stored_bytes_total"] == encoded
+
+    other = SidecarProcess(tmp_path / "other", config=config_for(redis_standalone))
+    with other, Client(other.socket, SHAPE) as reader:
+        reader.say_hello()
+        assert reader.look_up(1, chunks) == 3
+        assert reader.restore(1, chunks).values == values_of(chunks)
+        metrics = other.metrics()
+    assert metrics['shadowserve_fetches_total{result="landed"}'] == 1
+    assert metrics['shadowserve_fetched_bytes_total{kind="encoded"}'] == encoded
+    assert metrics['shadowserve_fetched_bytes_total{kind="values"}'] == 3 * SHAPE.values_bytes
+
+
+def test_look_ups_count_leading_chunks_of_all_ranks(
+    sidecar: SidecarProcess, worker: Client, redis_standalone: RedisServer
+):
+    first, second = make_chunks(4, seed=1), make_chunks(4, seed=2)
+    put_chunks(redis_standalone, [*first, second[0], second[1], second[3]])
+    assert worker.look_up(1, first) == 4
+    assert worker.look_up(2, first, second) == 2
+    assert worker.look_up(3, make_chunks(2, seed=3)) == 0
+    metrics = sidecar.metrics()
+    for result in ("hit", "partial", "miss"):
+        assert metrics[f'shadowserve_lookups_total{{result="{result}"}}'] == 1
+    assert metrics["shadowserve_lookup_seconds_count"] == 3
+
+
+def test_chunks_that_are_not_there_or_damaged_fail_alone(
+    sidecar: SidecarProcess, worker: Client, redis_standalone: RedisServer
+):
+    chunks = make_chunks(5)
+    put_chunks(redis_standalone, [chunks[0], chunks[2], chunks[3], chunks[4]])
+    redis_standalone.admin("SETRANGE", store_key(chunks[2].key), 4000, b"\xff\x00\xff\x00")
+    redis_standalone.admin("SET", store_key(chunks[3].key), chunks[4].encoded())
+    restored = worker.restore(1, chunks)
+    assert restored.values == {0: chunks[0].values, 4: chunks[4].values}
+    assert restored.failed == {1: "missing", 2: "damaged", 3: "refused"}
+    sidecar.wait_for_metric('shadowserve_landing_slots{state="free"}', lambda free: free == (4 << 20) // SLOT_BYTES)
+    assert sidecar.metrics()['shadowserve_fetches_total{result="damaged"}'] == 1
+
+
+def test_a_job_larger_than_the_landing_buffer_goes_on_as_slots_come_back(tmp_path: Path, redis_standalone: RedisServer):
+    chunks = make_chunks(7)
+    put_chunks(redis_standalone, chunks)
+    config = config_for(redis_standalone, landingBufferBytes=2 * SLOT_BYTES)
+    with SidecarProcess(tmp_path / "s", config=config) as sidecar, Client(sidecar.socket, SHAPE) as worker:
+        worker.say_hello()
+        worker.fetch(1, chunks)
+        held = [worker.receive(Landed), worker.receive(Landed)]
+        assert {landed.index for landed in held} == {0, 1}
+        assert worker.look_up(1, chunks) == 7
+        assert worker.silent(Landed, ChunkFailed)
+        values = {}
+        while len(values) < 7:
+            landed = held.pop(0) if held else worker.receive(Landed)
+            values[landed.index] = worker.values(landed.slot)
+            worker.release(1, landed.slot)
+    assert values == values_of(chunks)
+
+
+def test_a_worker_that_keeps_all_slots_gets_failures_at_the_deadline_and_can_go_on(
+    tmp_path: Path, redis_standalone: RedisServer
+):
+    chunks = make_chunks(4)
+    put_chunks(redis_standalone, chunks)
+    config = config_for(redis_standalone, landingBufferBytes=2 * SLOT_BYTES)
+    with SidecarProcess(tmp_path / "s", config=config) as sidecar, Client(sidecar.socket, SHAPE) as worker:
+        worker.say_hello()
+        worker.fetch(1, chunks, deadline_ms=300)
+        held = [worker.receive(Landed), worker.receive(Landed)]
+        failed = [worker.receive(ChunkFailed), worker.receive(ChunkFailed)]
+        assert [(failure.index, failure.outcome) for failure in failed] == [(2, "deadline"), (3, "deadline")]
+        assert "landing slot" in failed[0].reason
+        worker.release(1, *(landed.slot for landed in held))
+        assert worker.restore(2, chunks).values == values_of(chunks)
+
+
+def test_a_cancelled_job_gives_its_slots_back(sidecar: SidecarProcess, worker: Client, redis_standalone: RedisServer):
+    chunks = make_chunks(6)
+    put_chunks(redis_standalone, chunks)
+    redis_standalone.pause()
+    worker.fetch(1, chunks)
+    worker.send(Cancel(worker.session, 1))
+    outcomes = {worker.receive(ChunkFailed).outcome for _ in chunks}
+    redis_standalone.resume()
+    assert outcomes == {"cancelled"}
+    assert worker.restore(2, chunks).values == values_of(chunks)
+    sidecar.wait_for_metric('shadowserve_landing_slots{state="filling"}', lambda filling: filling == 0)
+
+
+def test_a_worker_that_says_hello_again_frees_what_it_held(tmp_path: Path, redis_standalone: RedisServer):
+    chunks = make_chunks(2)
+    put_chunks(redis_standalone, chunks)
+    config = config_for(redis_standalone, landingBufferBytes=2 * SLOT_BYTES)
+    with SidecarProcess(tmp_path / "s", config=config) as sidecar, Client(sidecar.socket, SHAPE) as worker:
+        first = worker.say_hello()
+        worker.fetch(1, chunks)
+        assert {worker.receive(Landed).index for _ in chunks} == {0, 1}
+        second = worker.say_hello()
+        assert second.session != first.session
+        assert worker.restore(1, chunks).values == values_of(chunks)
+
+
+def test_a_new_engine_finds_zeros_where_another_one_worked(sidecar: SidecarProcess, redis_standalone: RedisServer):
+    chunks = make_chunks(3)
+    put_chunks(redis_standalone, chunks)
+    with Client(sidecar.socket, SHAPE) as old, Client(sidecar.socket, SHAPE, engine="engine-b") as new:
+        old.say_hello()
+        assert len(old.restore(1, chunks).values) == 3
+        assert old.staging is not None
+        old.staging.slot(0)[:4] = b"mine"
+        new.say_hello()
+        assert new.staging is not None
+        assert not any(bytes(new.staging.slot(0)))
+        new.fetch(1, make_chunks(1, seed=9))
+        assert new.receive(ChunkFailed).outcome == "missing"
+        assert new.landing is not None
+        sidecar.wait_for_metric('shadowserve_landing_slots{state="free"}', lambda free: free == len(new.landing.slots))
+        old.fetch(2, chunks)
+        assert old.receive(msgspec.Struct).session == old.session
+        assert new.restore(3, chunks).values == values_of(chunks)
+
+
+def test_an_engine_of_another_shape_gets_a_buffer_cut_for_it(sidecar: SidecarProcess, redis_standalone: RedisServer):
+    larger = KvShape(3, 4, 16, KvDtype.FLOAT16, 64)
+    chunks = make_chunks(2, larger)
+    put_chunks(redis_standalone, chunks, larger)
+    with Client(sidecar.socket, SHAPE) as old, Client(sidecar.socket, larger, engine="engine-b") as new:
+        old.say_hello()
+        welcome = new.say_hello()
+        assert welcome.landing is not None
+        assert welcome.landing.slot_bytes >= larger.values_bytes + 64
+        assert new.restore(1, chunks).values == values_of(chunks)
+
+
+def test_messages_that_make_no_sense_are_counted_and_harm_nobody(sidecar: SidecarProcess, worker: Client):
+    chunks = make_chunks(1)
+    with Client(sidecar.socket, SHAPE, role="scheduler") as scheduler:
+        scheduler.say_hello()
+        assert scheduler.welcome is not None
+        assert (scheduler.welcome.landing, scheduler.welcome.staging) == (None, None)
+        for frame in (b"", b"nonsense", bytes(1000), msgspec.msgpack.encode({"type": "later"})):
+            scheduler.send_frame(frame)
+        scheduler.fetch(1, chunks)
+        worker.send(Fetch(worker.session, 1, [b"short"], 1000))
+        assert worker.receive(ChunkFailed).outcome == "refused"
+        worker.stage(99 % 8, chunks[0])
+        assert worker.receive(Stored).outcome == "stored"
+        worker.release(1, 5, 10_000_000)
+        sidecar.wait_for_metric("shadowserve_messages_refused_total", lambda count: count == 7)
+        assert scheduler.look_up(1, chunks) == 1
+
+
+def test_a_connector_of_another_protocol_is_told_what_to_change(sidecar: SidecarProcess, worker: Client):
+    with Client(sidecar.socket, SHAPE, protocol=PROTOCOL + 1) as newer:
+        newer.send(newer.hello)
+        assert f"speaks protocol {PROTOCOL + 1}, this sidecar protocol {PROTOCOL}" in newer.receive(Refused).reason
+        newer.send_frame(msgspec.msgpack.encode({"type": "hello", "protocol": 99, "layers": "many"}))
+        assert "speaks protocol 99" in newer.receive(Refused).reason
+    assert sidecar.metrics()["shadowserve_messages_refused_total"] == 2
+    assert any("same release" in line for line in sidecar.log)
+    assert worker.look_up(1, make_chunks(1)) == 0
+
+
+def test_a_model_too_large_for_the_landing_buffer_is_told_the_size_it_needs(sidecar: SidecarProcess):
+    with Client(sidecar.socket, KvShape(80, 8, 128)) as client:
+        client.send(client.hello)
+        reason = client.receive(Refused).reason
+    assert "landingBufferBytes" in reason
+    assert "at least" in reason
+
+
+def test_every_message_fits_into_one_frame_with_its_neighbours(worker: Client):
+    """Frames of one multipart message count like messages of their own."""
+    worker.send(Cancel(worker.session, 1))
+    worker.send_frame(pack(Cancel(worker.session, 2)))
+    assert worker.look_up(1, make_chunks(1)) == 0

@@ -13,7 +13,7 @@ from shadowserve_dataplane.errors import ChunkOutcome
 from shadowserve_dataplane.fetch.report import ChunkResult
 from shadowserve_dataplane.sidecar.buffer_files import Buffers, BufferSizes, make_buffers
 from shadowserve_dataplane.sidecar.conversation import Conversation, Parts, Terms
-from shadowserve_dataplane.sidecar.data_plane import DataPlane
+from shadowserve_dataplane.sidecar.data_plane import WATCH_SECONDS, DataPlane
 from shadowserve_dataplane.sidecar.endpoint import EndpointFile
 from shadowserve_dataplane.sidecar.fetch_places import FetchPlaces
 from shadowserve_dataplane.sidecar.fetches import Fetches, FetchLimits
@@ -98,7 +98,7 @@ class Sidecar:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then drain and close."""
-        watching = asyncio.create_task(self._data_plane.watch())
+        watching = asyncio.create_task(self._watch())
         try:
             await stop.wait()
             _log.info("stopping: %d fetches and %d stores are under way", self._fetches.unfinished, len(self._stores))
@@ -108,6 +108,13 @@ class Sidecar:
             with suppress(asyncio.CancelledError):
                 await watching
             await self._close()
+
+    async def _watch(self) -> None:
+        """Follow the endpoint file, and keep the metric of the place true while nobody asks."""
+        while True:
+            self._data_plane.look()
+            self._places.choice()
+            await asyncio.sleep(WATCH_SECONDS)
 
     async def _close(self) -> None:
         self._fetches.close()

@@ -79,14 +79,8 @@ class DataPlane:
         self._attaching: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
 
-    async def watch(self) -> None:
-        """Follow the endpoint file, until cancelled."""
-        while True:
-            self.look()
-            await asyncio.sleep(WATCH_SECONDS)
-
     def look(self) -> None:
-        """See what the file says now, and attach if that is due."""
+        """See what the file says now, and attach if that is due; to be called every `WATCH_SECONDS`."""
         endpoint = self._file.read()
         if endpoint != self.state.endpoint:
             _log.info("data plane: %s (was %s)", endpoint or "none", self.state.endpoint or "none")

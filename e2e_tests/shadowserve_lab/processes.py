@@ -1,0 +1,107 @@
+"""Programs of a stack: started under a guard, waited for, killed, paused; logs go to files."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+_GUARD = Path(__file__).with_name("guard.py")
+_POLL_SECONDS = 0.05
+_STOP_SECONDS = 40.0
+_TAIL_LINES = 25
+
+
+class ProcessFailed(Exception):
+    """A program ended, or did not become ready; the message has the end of its log."""
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that is free now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Return once `condition` holds; raises `TimeoutError` saying `what` was waited for."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() >= end:
+            raise TimeoutError(f"waited {seconds:g} s for {what}")
+        time.sleep(_POLL_SECONDS)
+
+
+class Program:
+    """One running program. `pid` is its own process id, not its guard's."""
+
+    def __init__(
+        self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.name = name
+        self.log = log
+        reading, status = os.pipe()
+        with log.open("ab") as output:
+            self._guard = subprocess.Popen(
+                [sys.executable, str(_GUARD), str(status), "--", *command],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=None if environment is None else dict(environment),
+                pass_fds=(status,),
+                start_new_session=True,
+            )
+        os.close(status)
+        with os.fdopen(reading) as pipe:
+            line = pipe.readline()
+        if not line:
+            raise ProcessFailed(f"{name} could not be started: {self.tail()}")
+        self.pid = int(line)
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._guard.poll() is None
+
+    def wait_ready(self, ready: Callable[[], bool], seconds: float) -> None:
+        """Return once `ready()`; raises `ProcessFailed` with the end of the log when it ends first or takes too long."""
+        try:
+            wait_until(lambda: not self.running or ready(), seconds, f"{self.name} to be ready")
+        except TimeoutError as error:
+            raise ProcessFailed(f"{error}\n{self.tail()}") from error
+        if not self.running:
+            raise ProcessFailed(f"{self.name} ended with exit code {self._guard.returncode}\n{self.tail()}")
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the program itself; harmless when it has ended."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it as a crash would, and wait until it is gone."""
+        self.signal(signal.SIGKILL)
+        self._guard.wait(_STOP_SECONDS)
+
+    def stop(self) -> int:
+        """Ask it to end, kill what does not, and return its exit code."""
+        self.release()
+        return self._guard.wait(_STOP_SECONDS)
+
+    def release(self) -> None:
+        """Let go of it: it ends in its own time. `stop` waits for that."""
+        if self._guard.stdin is not None and not self._guard.stdin.closed:
+            self.signal(signal.SIGCONT)
+            self._guard.stdin.close()
+
+    def resident_bytes(self) -> int:
+        """Return the memory it holds that is its own: resident pages less those of shared mappings and files."""
+        fields = Path(f"/proc/{self.pid}/statm").read_text().split()
+        return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
+
+    def tail(self) -> str:
+        """Return the end of its log."""
+        lines = self.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+        return "\n".join([f"--- end of {self.log}", *lines])

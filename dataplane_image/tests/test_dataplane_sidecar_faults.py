@@ -130,6 +130,31 @@ def test_what_an_engine_staged_is_not_stored_once_another_one_has_its_slots(
         assert other.silent(Stored)
 
 
+def test_a_store_process_that_dies_is_started_again_and_ends_with_the_sidecar(
+    sidecar: SidecarProcess, worker: Client, redis_standalone: RedisServer
+):
+    first, second, third = make_chunks(3)
+    worker.stage(0, first)
+    assert worker.receive(Stored).outcome == "stored"
+    [child] = sidecar.children()
+    assert os.getpriority(os.PRIO_PROCESS, child) == 19
+    redis_standalone.pause()
+    worker.stage(1, second)
+    assert worker.look_up(1, [first]) == 0  # answered after the store was begun
+    os.kill(child, signal.SIGKILL)
+    assert worker.receive(Stored) == Stored(1, "dropped:store_error")
+    redis_standalone.resume()
+    worker.stage(2, third)
+    assert worker.receive(Stored) == Stored(2, "stored")
+    [child] = sidecar.children()
+    sidecar.kill()
+    wait_until(lambda: not Path(f"/proc/{child}/stat").exists() or is_zombie(child), "the store process ends")
+
+
+def is_zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 def test_a_killed_sidecar_leaves_files_that_the_next_one_clears_away(
     sidecar: SidecarProcess, worker: Client, redis_standalone: RedisServer
 ):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from shadowserve_dataplane import __version__
-from shadowserve_dataplane.codec.tiers import LandingMode, Tier
+from shadowserve_dataplane.codec.tiers import LandingMode
 from shadowserve_dataplane.connector.messages import FromSidecar, pack
 from shadowserve_dataplane.errors import ChunkOutcome
 from shadowserve_dataplane.fetch.report import ChunkResult
@@ -26,14 +26,14 @@ from shadowserve_dataplane.sidecar.router import Router
 from shadowserve_dataplane.sidecar.runners import HostRunner
 from shadowserve_dataplane.sidecar.sessions import Session, Sessions
 from shadowserve_dataplane.sidecar.settings import Config, Paths, file_mode, namespace_salt, store_settings
+from shadowserve_dataplane.sidecar.store_link import StoreLink
+from shadowserve_dataplane.sidecar.store_messages import Setup
 from shadowserve_dataplane.sidecar.store_queue import StoreQueue
-from shadowserve_dataplane.sidecar.stores import StoreSteps
 from shadowserve_dataplane.sidecar.switch import Place
 from shadowserve_dataplane.store.client import StoreClient
 
 DRAIN_SECONDS = 5.0
 """How long chunks that are queued for the store may take after SIGTERM."""
-_CLOSE_SECONDS = 1.0
 _SESSION_BITS = 63
 
 _log = logging.getLogger(__name__)
@@ -75,10 +75,8 @@ class Sidecar:
             self._tell,
             metrics,
         )
-        steps = StoreSteps(Tier.parse(config.tier), limits.store_deadline_ms / 1e3)
-        self._stores = StoreQueue(
-            buffers.staging, (store, steps), self._tell, lambda: self._fetches.unfinished, metrics
-        )
+        link = StoreLink(Setup(config, str(buffers.staging.path)))
+        self._stores = StoreQueue(buffers.staging, link, self._tell, lambda: self._fetches.unfinished, metrics)
         self._conversation = Conversation(
             Sessions(lambda: secrets.randbits(_SESSION_BITS)),
             Terms(limits.lookup_deadline_ms, limits.fetch_deadline_ms, config.isolation, namespace_salt(config)),
@@ -118,7 +116,7 @@ class Sidecar:
 
     async def _close(self) -> None:
         self._fetches.close()
-        await self._stores.close(_CLOSE_SECONDS)
+        await self._stores.close()
         await self._conversation.close()
         self._router.close()
         await self._data_plane.close()

@@ -42,13 +42,17 @@ class StagingBuffer:
             return None
         return Buffer(str(self._path), len(self._memory), slot_bytes, list(own))
 
-    def slot(self, number: int, length: int) -> memoryview:
-        """Return the first `length` bytes of a slot."""
-        start = number * self._slot_bytes
-        return self._memory[start : start + length].toreadonly()
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
+    def offset(self, number: int) -> int:
+        """Return where a slot begins in the file."""
+        return number * self._slot_bytes
 
     def close(self) -> None:
-        """Remove the file; views that are out stay valid."""
+        """Remove the file; mappings of it stay valid."""
         self._path.unlink(missing_ok=True)
 
     def _carve(self, engine: str, slot_bytes: int) -> None:

@@ -1,26 +1,45 @@
-"""The store path as the rest of the sidecar sees it: a bounded queue before the store thread, dropped first."""
+"""The store path as the rest of the sidecar sees it: a bounded queue before the store process, dropped first."""
 
 import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
-from shadowserve_dataplane.chunks import ChunkKey
 from shadowserve_dataplane.connector.messages import FromSidecar, Store, Stored
+from shadowserve_dataplane.errors import NetworkError
 from shadowserve_dataplane.sidecar.metrics import SidecarMetrics
+from shadowserve_dataplane.sidecar.quiet_log import QuietLog
 from shadowserve_dataplane.sidecar.sessions import Session
 from shadowserve_dataplane.sidecar.staging import StagingBuffer
+from shadowserve_dataplane.sidecar.store_messages import Done, Work
 from shadowserve_dataplane.sidecar.store_policy import DropReason, Load, reason_to_drop
-from shadowserve_dataplane.sidecar.stores import StoreJob, StoreResult, StoreSteps, StoreThread
-from shadowserve_dataplane.store.settings import StoreSettings
+from shadowserve_dataplane.store.client import PutOutcome
+
+_PUT_OUTCOMES = frozenset(PutOutcome)
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+class StoresChunks(Protocol):
+    """What the queue needs of the store process."""
+
+    async def store(self, work: Work, still_wanted: Callable[[], bool]) -> Done:
+        """Have one chunk stored. Raises `NetworkError`."""
+        ...
+
+    async def close(self) -> None:
+        """Stop."""
+        ...
+
+
+@dataclass(slots=True)
 class _Queued:
+    """A staged chunk. Once `revoked`, what lies in its slot may be another's."""
+
     session: Session
-    job: StoreJob
+    message: Store
+    revoked: bool = False
 
 
 class StoreQueue:
@@ -29,50 +48,52 @@ class StoreQueue:
     def __init__(
         self,
         staging: StagingBuffer,
-        thread: tuple[StoreSettings, StoreSteps],
+        link: StoresChunks,
         tell: Callable[[Session, FromSidecar], None],
         fetches: Callable[[], int],
         metrics: SidecarMetrics,
     ) -> None:
         self._staging = staging
+        self._link = link
         self._tell = tell
         self._fetches = fetches
         self._metrics = metrics
         self._queued: dict[tuple[int, int], _Queued] = {}
+        self._waiting: asyncio.Queue[_Queued] = asyncio.Queue()
         self._closing = False
         self._empty = asyncio.Event()
         self._empty.set()
-        self._loop = asyncio.get_running_loop()
-        self._thread = StoreThread(*thread, self._done_on_thread)
+        self._quiet = QuietLog(_log)
+        self._serving = asyncio.get_running_loop().create_task(self._serve())
 
     def __len__(self) -> int:
         return len(self._queued)
 
     def store(self, session: Session, slots: frozenset[int], message: Store) -> str:
         """Queue or drop a staged chunk; returns what is wrong with the message, nothing if it was understood."""
+        name = (session.number, message.slot)
         if message.slot not in slots:
             return f"staging slot {message.slot} is not this worker's"
-        if (session.number, message.slot) in self._queued:
+        if name in self._queued:
             return f"staging slot {message.slot} is being stored already"
         load = Load(len(self._queued), self._staging.slots, self._fetches(), self._closing)
         if reason := reason_to_drop(load):
-            self._drop(session, message.slot, reason)
+            self._metrics.dropped(reason)
+            self._tell(session, Stored(message.slot, f"dropped:{reason}"))
             return ""
-        values = self._staging.slot(message.slot, session.shape.values_bytes)
-        job = StoreJob(session.number, message.slot, ChunkKey(message.key), session.shape, message.first, values)
-        self._queued[session.number, message.slot] = _Queued(session, job)
+        queued = self._queued[name] = _Queued(session, message)
         self._empty.clear()
-        self._thread.submit(job)
+        self._waiting.put_nowait(queued)
         return ""
 
     def drop(self, session: Session) -> None:
         """Forget what a session staged: its slots are given away."""
         for queued in self._queued.values():
             if queued.session is session:
-                queued.job.revoked = True
+                queued.revoked = True
 
     async def drain(self, seconds: float) -> None:
-        """Take nothing more, give what is queued that long, and drop the rest."""
+        """Take nothing more, and give what is queued that long."""
         self._closing = True
         try:
             async with asyncio.timeout(seconds):
@@ -80,26 +101,41 @@ class StoreQueue:
         except TimeoutError:
             _log.info("%d chunks are not stored: the time to drain is over", len(self._queued))
 
-    async def close(self, seconds: float) -> None:
-        """Stop the thread, waiting for the chunk in hand at most that long."""
+    async def close(self) -> None:
+        """Stop, and drop what is queued."""
         self._closing = True
-        await self._loop.run_in_executor(None, self._thread.close, seconds)
+        self._serving.cancel()
+        await asyncio.wait([self._serving])
+        await self._link.close()
+        for queued in list(self._queued.values()):
+            self._done(queued, Done(DropReason.SHUTDOWN))
 
-    def _done_on_thread(self, job: StoreJob, result: StoreResult) -> None:
-        self._loop.call_soon_threadsafe(self._done, job, result)
+    async def _serve(self) -> None:
+        while True:
+            queued = await self._waiting.get()
+            self._done(queued, await self._store(queued))
 
-    def _done(self, job: StoreJob, result: StoreResult) -> None:
-        queued = self._queued.pop((job.session, job.slot))
+    async def _store(self, queued: _Queued) -> Done:
+        if queued.revoked:
+            return Done(DropReason.SHUTDOWN)
+        shape, message = queued.session.shape, queued.message
+        extents = (shape.layers, shape.kv_heads, shape.head_dim, shape.dtype, shape.tokens)
+        work = Work(self._staging.offset(message.slot), message.key, message.first, *extents)
+        try:
+            return await self._link.store(work, lambda: not queued.revoked)
+        except NetworkError as error:
+            return Done(DropReason.STORE_ERROR, detail=str(error))
+
+    def _done(self, queued: _Queued, done: Done) -> None:
+        del self._queued[queued.session.number, queued.message.slot]
         if not self._queued:
             self._empty.set()
-        if result.dropped is not None:
-            _log.debug("a chunk was not stored: %s: %s", result.dropped, result.detail)
-            self._metrics.dropped(result.dropped)
-        elif result.encoded_bytes:
-            self._metrics.stored(result.encoded_bytes)
-        if not job.revoked:
-            self._tell(queued.session, Stored(job.slot, result.outcome))
-
-    def _drop(self, session: Session, slot: int, reason: DropReason) -> None:
-        self._metrics.dropped(reason)
-        self._tell(session, Stored(slot, f"dropped:{reason}"))
+        stored = done.outcome in _PUT_OUTCOMES
+        if not stored:
+            self._metrics.dropped(DropReason(done.outcome))
+            self._quiet.warning(done.outcome, f"a chunk was not stored: {done.outcome}: {done.detail}")
+        elif done.encoded_bytes:
+            self._metrics.stored(done.encoded_bytes)
+        if not queued.revoked:
+            outcome = done.outcome if stored else f"dropped:{done.outcome}"
+            self._tell(queued.session, Stored(queued.message.slot, outcome))

@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +15,13 @@ import valkey
 
 from shadowserve_lab.engine_client import EngineClient, Metrics
 from shadowserve_lab.processes import Program, free_port
+from shadowserve_lab.store_proxy import StoreProxy
 
 HOST = "127.0.0.1"
 MODEL = "smollm2"
 _ENGINE_SECONDS = 300.0
 _PART_SECONDS = 30.0
+_SIDECAR_MAIN = ("-m", "shadowserve_dataplane.sidecar")
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -105,8 +107,8 @@ class Store:
 class DataPlaneProcess:
     """`shadowserve-dataplane serve`."""
 
-    def __init__(self, folder: Path, python: Path, store: Store, workers: int) -> None:
-        self._folder, self._python, self._store, self._workers = folder, python, store, workers
+    def __init__(self, folder: Path, python: Path, store_url: str, workers: int) -> None:
+        self._folder, self._python, self._store_url, self._workers = folder, python, store_url, workers
         self._ports = folder / "dataplane.ports"
         self.program = self._start()
 
@@ -126,7 +128,7 @@ class DataPlaneProcess:
 
     def _start(self) -> Program:
         self._ports.unlink(missing_ok=True)
-        command = [str(self._python), "-m", "shadowserve_dataplane.service", "serve", "--store", self._store.url]
+        command = [str(self._python), "-m", "shadowserve_dataplane.service", "serve", "--store", self._store_url]
         ports = ["--host", HOST, "--port", "0", "--metrics-port", "0", "--port-file", str(self._ports)]
         options = ["--workers", str(self._workers), "--max-chunk-bytes", str(32 << 20)]
         program = Program("data plane", [*command, *ports, *options], self._folder / "dataplane.log")
@@ -143,8 +145,9 @@ class SidecarProcess:
         self._shared = Path(tempfile.mkdtemp(prefix="shadowserve-", dir="/dev/shm"))
         self.socket = self._shared / "sidecar.sock"
         self.endpoint_file = folder / "data-plane"
+        self._config = config
         (folder / "config.json").write_text(json.dumps(config))
-        self.program = self._start()
+        self.program = self._start(_SIDECAR_MAIN)
 
     def use_data_plane(self, endpoint: str | None) -> None:
         """Name the data plane in the endpoint file; None: there is none."""
@@ -156,25 +159,20 @@ class SidecarProcess:
         """Return its metrics as they are now."""
         return Metrics.scrape(f"http://{HOST}:{(self._folder / 'metrics.port').read_text().strip()}/metrics")
 
-    def restart(self) -> None:
-        """Start it again, with the same configuration."""
+    def restart(self, changes: dict[str, object] | None = None, main: Sequence[str] | None = None) -> None:
+        """Start it again; `changes` go into config.json first, `main` replaces the program (for tests)."""
         self.program.stop()
-        self.program = self._start()
+        (self._folder / "config.json").write_text(json.dumps({**self._config, **(changes or {})}))
+        self.program = self._start(main or _SIDECAR_MAIN)
 
     def remove_files(self) -> None:
         """Remove what lies in shared memory."""
         shutil.rmtree(self._shared, ignore_errors=True)
 
-    def _start(self) -> Program:
+    def _start(self, main: Sequence[str]) -> Program:
         port = self._folder / "metrics.port"
         port.unlink(missing_ok=True)
-        command = [
-            str(self._python),
-            "-m",
-            "shadowserve_dataplane.sidecar",
-            "--config",
-            str(self._folder / "config.json"),
-        ]
+        command = [str(self._python), *main, "--config", str(self._folder / "config.json")]
         places = ["--run-dir", str(self._shared), "--landing-dir", str(self._shared / "landing")]
         files = ["--endpoint-file", str(self.endpoint_file), "--metrics-port-file", str(port)]
         (self._shared / "landing").mkdir(exist_ok=True)
@@ -240,6 +238,7 @@ class Stack:
         self._environments = environments
         self._say = say
         self.store: Store
+        self.store_proxy: StoreProxy
         self.data_plane: DataPlaneProcess | None = None
 
     @property
@@ -267,6 +266,8 @@ class Stack:
             program.release()
         for program in programs:
             program.stop()
+        if self.data_plane is not None:
+            self.store_proxy.close()
         for sidecar in self.sidecars.values():
             sidecar.remove_files()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -282,7 +283,9 @@ class Stack:
         self._say("starting the store" + (", the data plane and sidecars" if options.cached else ""))
         self.store = Store(self.folder, self._environments.store_server, options.store_bytes)
         if options.cached and options.data_plane:
-            self.data_plane = DataPlaneProcess(self.folder, python, self.store, options.workers)
+            self.store_proxy = StoreProxy(self.store.port)
+            store_url = f"redis://{HOST}:{self.store_proxy.port}"
+            self.data_plane = DataPlaneProcess(self.folder, python, store_url, options.workers)
         for name in options.engines:
             engine = self.engines[name] = Engine(name, self.folder, self._environments, options)
             engine.start(self._sidecar(name).socket if options.cached else None)

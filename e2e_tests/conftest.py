@@ -1,0 +1,35 @@
+"""One stack of real parts for all stories: float32 and lossless, so that answers can be compared token by token."""
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+from engine_story import Story
+from shadowserve_lab.home import say
+from shadowserve_lab.stack import Environments, Stack, StackOptions
+
+_PROMPT_NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def environments() -> Environments:
+    return Environments.from_environment()
+
+
+@pytest.fixture(scope="session")
+def exact_stack(environments: Environments) -> Iterator[Stack]:
+    limits = {"fetchDeadlineMs": 3000, "lookupDeadlineMs": 500}
+    options = StackOptions(tier="Lossless", dtype="float32", sidecar={"limits": limits})
+    with Stack(options, environments, say) as stack:
+        for engine in stack.engines.values():
+            engine.client.tokenize("warm")
+        yield stack
+
+
+@pytest.fixture
+def story(exact_stack: Stack) -> Iterator[Story]:
+    """A prompt that no other test uses, and the stack, put back in order before and after."""
+    story = Story(exact_stack, next(_PROMPT_NUMBERS))
+    story.restore()
+    yield story
+    story.restore()

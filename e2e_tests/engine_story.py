@@ -1,0 +1,125 @@
+"""What engine stories have in common: prompts of their own, A's answer as the truth, counters before and after."""
+
+import json
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from shadowserve_dataplane.chunks import ChunkKey, KvDtype, KvShape
+from shadowserve_dataplane.codec.decode import FrameDecoder
+from shadowserve_dataplane.codec.format import Expected, Limits, parse_header
+from shadowserve_dataplane.codec.landed import HEADER_BYTES, LandedLayout
+from shadowserve_dataplane.codec.tiers import LandingMode
+from shadowserve_lab.engine_client import Answer, Ask, EngineClient
+from shadowserve_lab.processes import wait_until
+from shadowserve_lab.stack import Stack
+
+CHUNK_TOKENS = 256
+ANSWER_TOKENS = 12
+SECONDS = 30.0
+_PREFIX = b"shadowserve:"
+
+
+class Story:
+    """One test's view of the stack. A computes and stores; B is the engine that things happen to."""
+
+    def __init__(self, stack: Stack, number: int) -> None:
+        self.stack = stack
+        self.a: EngineClient = stack.engines["a"].client
+        self.b: EngineClient = stack.engines["b"].client
+        self._number = number
+
+    def prompt(self, chunks: int, question: int = 17) -> list[int]:
+        """Return a prompt of so many whole chunks and `question` tokens, different in every test and run."""
+        random = np.random.default_rng([self._number, chunks, os.getpid()])
+        words = random.integers(1000, 20_000, 64)
+        return [int(word) for word in random.choice(words, chunks * CHUNK_TOKENS + question)]
+
+    def computed(self, prompt: Sequence[int]) -> Answer:
+        """Return A's answer, computed from scratch, once its chunks are in the store."""
+        chunks = len(prompt) // CHUNK_TOKENS
+        before = len(self.keys())
+        answer = self.a.complete(Ask(prompt, ANSWER_TOKENS))
+        wait_until(lambda: len(self.keys()) >= before + chunks, SECONDS, f"{chunks} chunks in the store")
+        return answer
+
+    def asked(self, prompt: Sequence[int]) -> tuple[Answer, int]:
+        """Return B's answer, and how many tokens vLLM says it had from outside."""
+        before = self.external_tokens()
+        answer = self.b.complete(Ask(prompt, ANSWER_TOKENS))
+        return answer, round(self.external_tokens() - before)
+
+    def external_tokens(self) -> float:
+        """Return vLLM's own counter."""
+        return self.b.metrics().total("vllm:external_prefix_cache_hits_total")
+
+    def keys(self) -> set[bytes]:
+        """Return the keys in the store."""
+        return {bytes(key) for key in self.stack.store.client().keys(_PREFIX + b"*")}
+
+    def fetches(self, result: str | None = None) -> float:
+        """Return how many fetch jobs of B ended, or ended that way."""
+        labels = {} if result is None else {"result": result}
+        return self.stack.sidecars["b"].metrics().total("shadowserve_fetches_total", **labels)
+
+    def chunk(self, keys: set[bytes], first: bool = False) -> bytes:
+        """Return one of the keys: of the chunk that begins the context, or of another one."""
+        client = self.stack.store.client()
+        return next(key for key in sorted(keys) if bool(client.get(key)[10] & 1) is first)
+
+    def works_again(self) -> None:
+        """Check that a prompt nobody asked before is answered from the store, as ever."""
+        fresh = Story(self.stack, self._number + 10_000)
+        prompt = fresh.prompt(2)
+        truth = fresh.computed(prompt)
+        answer, external = fresh.asked(prompt)
+        assert external == 2 * CHUNK_TOKENS
+        assert answer.tokens == truth.tokens
+
+    def restore(self) -> None:
+        """Bring every part back to how it was, whatever a test did to it."""
+        stack = self.stack
+        data_plane, sidecar = stack.data_plane, stack.sidecars["b"]
+        assert data_plane is not None
+        stack.store_proxy.release()
+        stack.store_proxy.limit(0)
+        if not stack.store.program.running:
+            stack.store.restart()
+        if not data_plane.program.running:
+            data_plane.restart()
+        if not sidecar.program.running:
+            sidecar.restart()
+        for each in stack.sidecars.values():
+            each.use_data_plane(data_plane.endpoint)
+        wait_until(self.remote_placement, SECONDS, "both sidecars to use the data plane")
+
+    def remote_placement(self) -> bool:
+        """Whether both sidecars restore at the data plane now."""
+        places = [each.metrics() for each in self.stack.sidecars.values()]
+        return all(place.total("shadowserve_placement_info", place="dpu") == 1 for place in places)
+
+    def shape(self) -> KvShape:
+        """Return the shape of the model's chunks."""
+        config = json.loads((self.stack.model / "config.json").read_text())
+        heads = config["num_attention_heads"]
+        head_dim = config.get("head_dim") or config["hidden_size"] // heads
+        return KvShape(config["num_hidden_layers"], config["num_key_value_heads"], head_dim, KvDtype.FLOAT32)
+
+
+def key_of(name: bytes) -> ChunkKey:
+    """Return the chunk key in a store key."""
+    return ChunkKey(bytes.fromhex(name.removeprefix(_PREFIX).decode()))
+
+
+def values_of(chunk: bytes, key: ChunkKey, shape: KvShape) -> memoryview:
+    """Return the canonical values of an encoded chunk."""
+    view = memoryview(chunk)
+    header = parse_header(view, Expected(key, shape), Limits(), len(chunk))
+    layout = LandedLayout.of(header, LandingMode.VALUES)
+    image = memoryview(bytearray(layout.total_bytes))
+    decode = FrameDecoder(shape).begin(header, layout)
+    for number, frame in enumerate(header.frames):
+        place = layout.destination(frame)
+        destination = None if place is None else image[place[0] : sum(place)]
+        decode.decode(number, view[frame.offset : frame.offset + frame.encoded_bytes], destination)
+    return image[HEADER_BYTES:]

@@ -1,0 +1,86 @@
+"""What A computed, B answers from: exactly, for every number of chunks, and without a look-up where none can help."""
+
+import pytest
+from engine_story import ANSWER_TOKENS, CHUNK_TOKENS, Story
+from shadowserve_lab.engine_client import Ask
+
+CHUNKS = 5
+
+
+def test_lossless_hit_equals_a_local_hit_to_the_last_digit(story: Story) -> None:
+    prompt = story.prompt(3)
+    story.computed(prompt)
+    local = story.a.complete(Ask(prompt, ANSWER_TOKENS))
+    remote, external = story.asked(prompt)
+    again = story.b.complete(Ask(prompt, ANSWER_TOKENS))
+    assert external == 3 * CHUNK_TOKENS
+    assert remote.tokens == local.tokens == again.tokens
+    assert remote.logprobs[0] == pytest.approx(local.logprobs[0], abs=5e-5)
+    assert remote.logprobs[0] == pytest.approx(again.logprobs[0], abs=5e-5)
+
+
+def test_every_number_of_leading_chunks_is_a_hit(story: Story) -> None:
+    prompt = story.prompt(CHUNKS)
+    story.computed(prompt)
+    for shared in range(1, CHUNKS + 1):
+        story.b.reset_prefix_cache()
+        other = [*prompt[: shared * CHUNK_TOKENS], *story.prompt(CHUNKS - shared, question=40)]
+        truth = story.a.complete(Ask(other, ANSWER_TOKENS))
+        answer, external = story.asked(other)
+        assert external == shared * CHUNK_TOKENS, f"{shared} chunks were shared"
+        assert answer.tokens == truth.tokens, f"{shared} chunks were shared"
+
+
+def test_a_local_hit_is_continued_from_outside(story: Story) -> None:
+    """B knows the first chunk and a half by itself; only what is beyond comes from outside."""
+    prompt = story.prompt(3)
+    truth = story.computed(prompt)
+    story.b.complete(Ask(prompt[: CHUNK_TOKENS + CHUNK_TOKENS // 2 + 1], 1))
+    before = story.external_tokens()
+    answer = story.b.complete(Ask(prompt, ANSWER_TOKENS))
+    assert answer.tokens == truth.tokens
+    assert 0 < story.external_tokens() - before < 3 * CHUNK_TOKENS
+
+
+def test_a_prompt_of_whole_chunks_comes_from_outside(story: Story) -> None:
+    prompt = story.prompt(2, question=0)
+    truth = story.computed(prompt)
+    answer, external = story.asked(prompt)
+    assert answer.tokens == truth.tokens
+    assert external >= 2 * CHUNK_TOKENS - 1
+
+
+def test_a_short_request_costs_no_look_up(story: Story) -> None:
+    lookups = story.stack.sidecars["b"].metrics().total("shadowserve_lookups_total")
+    story.b.complete(Ask(story.prompt(0, question=CHUNK_TOKENS - 1), 2))
+    assert story.stack.sidecars["b"].metrics().total("shadowserve_lookups_total") == lookups
+
+
+def test_long_outputs_are_stored_as_chunks_fill(story: Story) -> None:
+    prompt = story.prompt(0, question=CHUNK_TOKENS - 20)
+    before = len(story.keys())
+    answer = story.a.complete(Ask(prompt, 60))
+    story.computed([*prompt, *answer.tokens][:CHUNK_TOKENS])
+    assert len(story.keys()) == before + 1
+    grown = [*prompt, *answer.tokens]
+    truth = story.a.complete(Ask(grown, ANSWER_TOKENS))
+    continued, external = story.asked(grown)
+    assert external == CHUNK_TOKENS
+    assert continued.tokens == truth.tokens
+
+
+def test_another_cache_salt_shares_nothing_locally_but_answers_the_same(story: Story) -> None:
+    prompt = story.prompt(2)
+    truth = story.computed(prompt)
+    answer = story.b.complete(Ask(prompt, ANSWER_TOKENS, {"cache_salt": "tenant-1"}))
+    assert answer.tokens == truth.tokens
+
+
+def test_requests_at_the_same_time_get_their_own_caches(story: Story) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    prompts = [Story(story.stack, 500 + n).prompt(2) for n in range(4)]
+    truths = [story.computed(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda prompt: story.b.complete(Ask(prompt, ANSWER_TOKENS)), prompts))
+    assert [answer.tokens for answer in answers] == [truth.tokens for truth in truths]

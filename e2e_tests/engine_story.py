@@ -1,5 +1,6 @@
 """What engine stories have in common: prompts of their own, A's answer as the truth, counters before and after."""
 
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from shadowserve_lab.stack import Stack
 CHUNK_TOKENS = 256
 ANSWER_TOKENS = 12
 SECONDS = 30.0
+_FRESH_NUMBERS = itertools.count(10_000)
 _PREFIX = b"shadowserve:"
 
 
@@ -69,7 +71,7 @@ class Story:
 
     def works_again(self) -> None:
         """Check that a prompt nobody asked before is answered from the store, as ever."""
-        fresh = Story(self.stack, self._number + 10_000)
+        fresh = Story(self.stack, next(_FRESH_NUMBERS))
         prompt = fresh.prompt(2)
         truth = fresh.computed(prompt)
         answer, external = fresh.asked(prompt)

@@ -15,18 +15,16 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 @dataclass(frozen=True)
 class Answer:
-    """What an engine streamed for one prompt. Times in seconds from the request; `arrivals` of each token."""
+    """What an engine streamed for one prompt. Times in seconds from the request, which was made at `began` (seconds of
+    `time.perf_counter`); `arrivals` are those of each token.
+    """
 
     ttft: float
     tokens: tuple[int, ...]
     text: str
     logprobs: tuple[float, ...] = ()
     arrivals: tuple[float, ...] = ()
-
-    @property
-    def time_per_output_token(self) -> float:
-        """Mean time between tokens after the first."""
-        return (self.arrivals[-1] - self.arrivals[0]) / max(1, len(self.arrivals) - 1)
+    began: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class EngineClient:
                 text += choice["text"]
                 logprobs += (choice.get("logprobs") or {}).get("token_logprobs") or []
                 arrivals += [time.perf_counter() - start] * len(new)
-        return Answer(arrivals[0], tuple(tokens), text, tuple(logprobs), tuple(arrivals))
+        return Answer(arrivals[0], tuple(tokens), text, tuple(logprobs), tuple(arrivals), start)
 
     def reset_prefix_cache(self) -> None:
         """Make the engine forget its own cached prefixes (needs VLLM_SERVER_DEV_MODE)."""

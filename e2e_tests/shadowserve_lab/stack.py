@@ -64,7 +64,8 @@ class StackOptions:
     data_plane: bool = True
     workers: int = 1
     threads: int = 1
-    cores: tuple[int, ...] = ()
+    engine_cores: tuple[int, ...] = ()
+    other_cores: tuple[int, ...] = ()
     store_bytes: int = 0
     sidecar: dict[str, object] = field(default_factory=dict)
 
@@ -200,8 +201,7 @@ class Engine:
         command += ["--max-num-seqs", "8", "--max-num-batched-tokens", "4096"]
         if socket is not None:
             command += ["--kv-transfer-config", json.dumps(kv_transfer_config(socket))]
-        if options.cores:
-            command = ["taskset", "-c", ",".join(map(str, options.cores)), *command]
+        command = [*pinned_to(options.engine_cores), *command]
         environment = {
             **os.environ,
             **_OFFLINE,
@@ -214,6 +214,11 @@ class Engine:
         """Return once it answers."""
         assert self.program is not None
         self.program.wait_ready(self.client.healthy, _ENGINE_SECONDS)
+
+
+def pinned_to(cores: Sequence[int]) -> list[str]:
+    """Return how a command line begins that runs only on `cores`; nothing when there are none named."""
+    return ["taskset", "-c", ",".join(map(str, cores))] if cores else []
 
 
 def kv_transfer_config(socket: Path) -> dict[str, object]:
@@ -280,6 +285,8 @@ class Stack:
 
     def _start(self) -> None:
         options, python = self.options, Path(sys.executable)
+        if options.other_cores:
+            os.sched_setaffinity(0, options.other_cores)  # what this process starts inherits it
         self._say("starting the store" + (", the data plane and sidecars" if options.cached else ""))
         self.store = Store(self.folder, self._environments.store_server, options.store_bytes)
         if options.cached and options.data_plane:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import zmq
-
 from shadowserve_dataplane.connector import messages as m
 
 HEADER = struct.Struct("<4sHBBHHIHHIIIQ24x")
@@ -41,6 +40,7 @@ class Behaviour:
     refuse: str = ""
     protocol: int = m.PROTOCOL
     answer_lookups: bool = True
+    small_slots: bool = False
     fetch: Callable[[int, int, bytes], str] = lambda job, index, key: "land"
     """Per chunk: `land`, `hold` (until `release_held`), or a ChunkOutcome."""
     store: Callable[[bytes], str] = lambda key: "stored"
@@ -58,8 +58,9 @@ class _Files:
             with path.open("r+b") as file:
                 self.maps.append(mmap.mmap(file.fileno(), 0))
 
-    def buffer(self, kind: int) -> m.Buffer:
-        return m.Buffer(str(self.paths[kind]), self.slot_bytes * self.slots, self.slot_bytes, list(range(self.slots)))
+    def buffer(self, kind: int, small: bool = False) -> m.Buffer:
+        slot_bytes = 128 if small else self.slot_bytes
+        return m.Buffer(str(self.paths[kind]), self.slot_bytes * self.slots, slot_bytes, list(range(self.slots)))
 
 
 @dataclass
@@ -105,14 +106,28 @@ class StubSidecar:
 
     def release_held(self) -> None:
         """Land what `hold` kept back."""
-        self._orders.put(self._land_held)
+        self._order(self._land_held)
 
     def say_to_all(self, message: m.FromSidecar) -> None:
-        self._orders.put(lambda: [self._send(session, message) for session in list(self._routes)] and None)
+        self.say_bytes_to_all(m.pack(message))
+
+    def say_bytes_to_all(self, frame: bytes) -> None:
+        self._order(lambda: self._say(frame))
+
+    def _say(self, frame: bytes) -> None:
+        for peer in self._routes.values():
+            self._router.send_multipart([peer, frame])
 
     def forget_sessions(self) -> None:
         """Behave like a restarted sidecar behind the same connection."""
-        self._orders.put(self._forget)
+        self._order(self._forget)
+
+    def _order(self, order: Callable[[], None]) -> None:
+        """Have the stub's thread do something, and return when it is done."""
+        done = threading.Event()
+        self._orders.put(order)
+        self._orders.put(done.set)
+        assert done.wait(10)
 
     def wait_for(self, kind: type, count: int = 1, seconds: float = 10) -> list:
         """Return the messages of `kind` once there are `count`."""
@@ -174,12 +189,12 @@ class StubSidecar:
                 b.protocol,
                 session,
                 files and files.buffer(0),
-                files and files.buffer(1),
+                files and files.buffer(1, b.small_slots),
                 b.lookup_deadline_ms,
                 b.fetch_deadline_ms,
                 b.isolation,
                 b"salt",
-            ),  # fmt: skip
+            ),
         )
 
     def _look_up(self, message: m.Lookup) -> None:

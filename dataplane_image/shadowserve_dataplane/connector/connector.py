@@ -22,9 +22,11 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 
-from shadowserve_dataplane.connector.engine import EngineSetup, model_source, new_request, paged_kv, step_of
+from shadowserve_dataplane.connector.engine import EngineSetup, model_source, new_request, step_of
 from shadowserve_dataplane.connector.identity import CacheIdentity
+from shadowserve_dataplane.connector.layouts import paged_kv
 from shadowserve_dataplane.connector.plan import StepPlan, StepReport
+from shadowserve_dataplane.connector.scatter import copies_for
 from shadowserve_dataplane.connector.scheduler import SchedulerHalf
 from shadowserve_dataplane.connector.settings import ConnectorSettings
 from shadowserve_dataplane.connector.stats import ConnectorMetrics, ConnectorStats
@@ -107,7 +109,8 @@ class ShadowServeConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         """Find the layout out and start."""
         attention = self._vllm_config.compilation_config.static_forward_context
-        self._worker.register(paged_kv(kv_caches, attention, self._setup))
+        paged = paged_kv(kv_caches, attention, self._setup.shape, self._setup.geometry)
+        self._worker.register(copies_for(paged))
 
     def handle_preemptions(self, kv_connector_metadata: StepMetadata) -> None:
         """Begin the step: before anything is overwritten, and before the forward, so that fetches overlap it."""

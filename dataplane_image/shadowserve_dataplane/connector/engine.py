@@ -5,17 +5,13 @@ imported from vLLM here, so that the checks can be tested without it.
 """
 
 import importlib
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from shadowserve_dataplane.chunks import KvShape
+from shadowserve_dataplane.chunks import KvDtype, KvShape
 from shadowserve_dataplane.connector.identity import ModelSource
-from shadowserve_dataplane.connector.layouts import PagedKv, check_tensors, detect_layout, in_layer_order, kv_dtype
 from shadowserve_dataplane.connector.messages import PROTOCOL, Hello
 from shadowserve_dataplane.connector.plan import Geometry, RequestTraits
 from shadowserve_dataplane.connector.scheduler import NewRequest, ScheduledRequest, Step
@@ -102,6 +98,15 @@ def _only_spec(kv_cache_config: Any) -> Any:
     return spec
 
 
+def kv_dtype(dtype: object) -> KvDtype:
+    """Return the chunk's name of a torch dtype. Raises `ValueError` when chunks cannot hold it."""
+    try:
+        return KvDtype(str(dtype).removeprefix("torch."))
+    except ValueError:
+        known = ", ".join(KvDtype)
+        raise ValueError(f"chunks cannot hold a KV cache of {dtype} ({known}); set --kv-cache-dtype auto") from None
+
+
 def model_source(config: Any, given: bytes | None) -> ModelSource:
     """Return where the engine's weights and tokenizer are, and the options that change its KV values."""
     model = config.model_config
@@ -161,24 +166,3 @@ class _Blocks:
     def __call__(self) -> list[int]:
         (blocks,) = self.state.get_block_ids(self.request)
         return list(blocks)
-
-
-def paged_kv(caches: Mapping[str, torch.Tensor], attention: Mapping[str, Any], setup: EngineSetup) -> PagedKv:
-    """Return the registered caches with their layout, asked of the attention layers' own kernel.
-
-    `attention` are the engine's attention layers by name. Raises `ValueError` for a layout that is not known.
-    """
-    layers = in_layer_order(caches, _layer_index)
-    check_tensors(layers, setup.shape, setup.geometry.block)
-    layer = attention[min(caches, key=_layer_index)]
-    update = getattr(layer.impl, "do_kv_cache_update", None)
-    if update is None:
-        raise ValueError("unknown KV cache layout: the attention backend cannot be asked; set --attention-backend")
-    layout = detect_layout(
-        layers[0], setup.shape, lambda key, value, cache, slots: update(layer, key, value, cache, slots)
-    )
-    return PagedKv(layers, setup.shape, setup.geometry.block, layout)
-
-
-def _layer_index(name: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"(?<=\.)\d+(?=\.|$)", name))

@@ -5,13 +5,16 @@ lie inside a block depends on the attention backend, so it is never assumed: the
 numbered tokens into a tiny cache with the same strides, and the result is compared with the layouts known here.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 
-from shadowserve_dataplane.chunks import KvDtype, KvShape
+from shadowserve_dataplane.chunks import KvShape
+from shadowserve_dataplane.connector.plan import Geometry
 
 CacheUpdate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]
 """The engine's own kernel: `update(key, value, cache, slot_mapping)`, key and value `[tokens, kv_heads, head_dim]`."""
@@ -19,11 +22,6 @@ CacheUpdate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
 Numbering = Callable[[int, int, int], int]
 """Number of a value, from its token, head and dim."""
 
-_TORCH_DTYPES = {
-    torch.bfloat16: KvDtype.BFLOAT16,
-    torch.float16: KvDtype.FLOAT16,
-    torch.float32: KvDtype.FLOAT32,
-}
 _PROBE_LIMIT = 128
 """Values of a probe stay below this: exact in bfloat16."""
 
@@ -54,22 +52,33 @@ class PagedKv:
         return self.shape.tokens // self.block_tokens
 
 
-def kv_dtype(dtype: torch.dtype) -> KvDtype:
-    """Return the chunk's name of a torch dtype. Raises `ValueError` when chunks cannot hold it."""
-    if dtype not in _TORCH_DTYPES:
-        known = ", ".join(sorted(_TORCH_DTYPES.values()))
-        raise ValueError(f"KV cache of {dtype} cannot be cached; set --kv-cache-dtype auto (one of {known})")
-    return _TORCH_DTYPES[dtype]
+def paged_kv(
+    caches: Mapping[str, torch.Tensor], attention: Mapping[str, Any], shape: KvShape, geometry: Geometry
+) -> PagedKv:
+    """Return the registered caches with their layout, asked of the attention layers' own kernel.
+
+    `attention` are the engine's attention layers by name. Raises `ValueError` for a layout that is not known.
+    """
+    layers = in_layer_order(caches)
+    check_tensors(layers, shape, geometry.block)
+    layer = attention[min(caches, key=_layer_index)]
+    update = getattr(layer.impl, "do_kv_cache_update", None)
+    if update is None:
+        raise ValueError("unknown KV cache layout: the attention backend cannot be asked; set --attention-backend")
+    layout = detect_layout(layers[0], shape, lambda key, value, cache, slots: update(layer, key, value, cache, slots))
+    return PagedKv(layers, shape, geometry.block, layout)
 
 
-def in_layer_order(
-    caches: Mapping[str, torch.Tensor], index_of: Callable[[str], tuple[int, ...]]
-) -> tuple[torch.Tensor, ...]:
+def _layer_index(name: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"(?<=\.)\d+(?=\.|$)", name))
+
+
+def in_layer_order(caches: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """Return the distinct cache tensors in layer order; layers that share another layer's cache count once."""
-    ordered = sorted(caches, key=index_of)
+    ordered = sorted(caches, key=_layer_index)
     distinct = {caches[name].data_ptr(): caches[name] for name in reversed(ordered)}
     tensors = tuple(reversed(distinct.values()))
-    if len({index_of(name) for name in ordered}) != len(ordered):
+    if len({_layer_index(name) for name in ordered}) != len(ordered):
         raise ValueError("two attention layers have the same layer index: this model's KV cache cannot be chunked")
     return tensors
 
@@ -80,7 +89,7 @@ def check_tensors(layers: tuple[torch.Tensor, ...], shape: KvShape, block_tokens
     if len(layers) != shape.layers:
         raise ValueError(f"unknown KV cache layout: {len(layers)} tensors registered, {shape.layers} announced")
     for tensor in layers:
-        if tensor.dim() != 4 or tuple(tensor.shape[1:]) != expected or kv_dtype(tensor.dtype) != shape.dtype:
+        if tensor.dim() != 4 or tuple(tensor.shape[1:]) != expected or str(tensor.dtype) != f"torch.{shape.dtype}":
             raise ValueError(
                 f"unknown KV cache layout: {tuple(tensor.shape)} {tensor.dtype}, need [blocks, *{expected}] "
                 f"{shape.dtype}; use an attention backend with the standard layout (--attention-backend)"

@@ -1,8 +1,9 @@
 """Which copies serve an engine's cache."""
 
 from shadowserve_dataplane.connector.layouts import PagedKv
-from shadowserve_dataplane.connector.paged_copy import PagedCopy, TorchPagedCopy
+from shadowserve_dataplane.connector.paged_copy import PagedCopy
 from shadowserve_dataplane.connector.scatter_cpu import cpu_paged_copy
+from shadowserve_dataplane.connector.scatter_torch import TorchPagedCopy
 
 
 def copies_for(paged: PagedKv) -> PagedCopy:

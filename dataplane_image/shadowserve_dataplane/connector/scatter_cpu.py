@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from shadowserve_dataplane.connector.cpu_kernels import CpuKernels, compile_kernels
 from shadowserve_dataplane.connector.landed_image import CodesImage, ValuesImage, bits_dtype
 from shadowserve_dataplane.connector.layouts import EngineLayout, PagedKv
-from shadowserve_dataplane.connector.paged_copy import BlockSpan, PagedCopy, TorchPagedCopy
+from shadowserve_dataplane.connector.paged_copy import BlockSpan, PagedCopy
+from shadowserve_dataplane.connector.scatter_torch import TorchPagedCopy
 
 _log = logging.getLogger(f"vllm.{__name__}")  # a child of the logger that vLLM has set up
 _WORD = 8

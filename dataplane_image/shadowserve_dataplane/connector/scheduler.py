@@ -114,6 +114,8 @@ class SchedulerHalf:
         self._loads: list[LoadPlan] = []
         self._cancels: list[int] = []
         self._held: list[str] = []
+        self._computing: set[str] = set()
+        self._may_wait = True
         self._client = SidecarClient(settings.socket, hello, self)
 
     def start(self) -> None:
@@ -124,6 +126,11 @@ class SchedulerHalf:
     def close(self) -> None:
         """Stop talking to the sidecar."""
         self._client.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a sidecar to talk to."""
+        return self._client.session is not None
 
     # Requests.
 
@@ -140,11 +147,18 @@ class SchedulerHalf:
         self._client.send(Lookup(session.session, tracked.lookup, by_rank))
 
     def matched_tokens(self, request: str, computed_tokens: int) -> int | None:
-        """Return how many tokens can be loaded beyond `computed_tokens`; None while the look-up is under way."""
+        """Return how many tokens can be loaded beyond `computed_tokens`; None while the look-up is under way.
+
+        While no request computes, this waits for the answer, at most `idle_wait` a step: an empty step takes longer.
+        """
         tracked = self._requests.get(request)
         if tracked is None or tracked.load is not None:
             return 0
         found = self._found(tracked)
+        if found is None and self._may_wait and not self._computing:
+            self._may_wait = False
+            self._lookups.wait(self._settings.idle_wait)
+            found = self._found(tracked)
         return None if found is None else tokens_beyond(found, computed_tokens, self._geometry.chunk)
 
     def allocated(self, request: str, external_tokens: int, blocks: Sequence[int]) -> None:
@@ -163,6 +177,7 @@ class SchedulerHalf:
         if tracked is None:
             return False
         self._lookups.forget(tracked.lookup)
+        self._computing.discard(request)
         if tracked.load is not None:
             self._cancels.append(tracked.load.load)
             return False
@@ -179,7 +194,10 @@ class SchedulerHalf:
         """
         for request in step.preempted:
             self._preempted(request)
-        stores = tuple(store for scheduled in step.scheduled for store in self._stores_of(scheduled))
+        scheduled = tuple(step.scheduled)
+        self._computing = {request.request for request in scheduled}
+        self._may_wait = True
+        stores = tuple(store for request in scheduled for store in self._stores_of(request))
         if step.idle and not self._loads:
             self._lookups.wait(self._settings.idle_wait)
         plan = StepPlan(

@@ -17,7 +17,6 @@ from shadowserve_dataplane.connector.buffers import MappedBuffer
 from shadowserve_dataplane.connector.client import SidecarClient
 from shadowserve_dataplane.connector.copier import Copier
 from shadowserve_dataplane.connector.landed_image import parse_image
-from shadowserve_dataplane.connector.layouts import PagedKv
 from shadowserve_dataplane.connector.messages import (
     Cancel,
     ChunkFailed,
@@ -32,7 +31,6 @@ from shadowserve_dataplane.connector.messages import (
 )
 from shadowserve_dataplane.connector.paged_copy import BlockSpan, PagedCopy
 from shadowserve_dataplane.connector.plan import ChunkStore, LoadPlan, StepPlan, StepReport
-from shadowserve_dataplane.connector.scatter import copies_for
 from shadowserve_dataplane.connector.settings import ConnectorSettings
 from shadowserve_dataplane.connector.transfers import EndedLoad, Loads, Stores
 from shadowserve_dataplane.errors import ChunkDamaged, ChunkOutcome, ChunkRefused
@@ -85,11 +83,16 @@ class WorkerHalf:
         self._copier = Copier(self, self._changed)
         self._client = SidecarClient(settings.socket, hello, self)
 
+    @property
+    def connected(self) -> bool:
+        """Whether there is a sidecar to talk to."""
+        return self._client.session is not None
+
     # The engine's thread.
 
-    def register(self, paged: PagedKv) -> None:
-        """Start, with the engine's cache."""
-        self._copies = copies_for(paged)
+    def register(self, copies: PagedCopy) -> None:
+        """Start, with the copies of the engine's cache."""
+        self._copies = copies
         self._copier.start()
         self._client.start()
 

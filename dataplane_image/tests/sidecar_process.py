@@ -43,10 +43,10 @@ ANSWER_SECONDS = 20.0
 Message = TypeVar("Message")
 
 
-def config_for(store: RedisServer, **changes: Any) -> dict[str, Any]:
-    """Return the settings of a small sidecar that uses `store`; `changes` replace keys of the top level."""
+def config_for(server: RedisServer, /, **changes: Any) -> dict[str, Any]:
+    """Return the settings of a small sidecar that uses `server` as store; `changes` replace keys of the top level."""
     return {
-        "store": {"endpoints": [str(store.address)]},
+        "store": {"endpoints": [str(server.address)]},
         "tier": "Lossless",
         "landingBufferBytes": 4 << 20,
         "stagingBufferBytes": 2 << 20,

@@ -5,12 +5,24 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from real_store import RedisServer
+from real_store import RedisCluster, RedisServer
 from shadowserve_dataplane.chunks import KvDtype, KvShape, store_key
 from shadowserve_dataplane.codec.landed import LandedLayout
-from shadowserve_dataplane.connector.messages import PROTOCOL, Cancel, ChunkFailed, Fetch, Landed, Refused, Stored, pack
+from shadowserve_dataplane.connector.landed_image import CodesImage, ValuesImage, parse_image
+from shadowserve_dataplane.connector.messages import (
+    PROTOCOL,
+    Buffer,
+    Cancel,
+    ChunkFailed,
+    Fetch,
+    Landed,
+    Refused,
+    Stored,
+)
+from shadowserve_dataplane.landing import LandingBuffer
+from shadowserve_dataplane.sidecar.landing_slots import LandingSlots
 from shadowserve_dataplane.sidecar.staging import round_to_pages
-from sidecar_chunks import SHAPE, make_chunks, put_chunks
+from sidecar_chunks import SHAPE, Chunk, make_chunks, put_chunks
 from sidecar_process import Client, SidecarProcess, config_for
 
 SLOT_BYTES = round_to_pages(LandedLayout.max_bytes(SHAPE))
@@ -29,7 +41,7 @@ def worker(sidecar: SidecarProcess) -> Iterator[Client]:
         yield client
 
 
-def values_of(chunks: list) -> dict[int, bytes]:
+def values_of(chunks: list[Chunk]) -> dict[int, bytes]:
     return {index: chunk.values for index, chunk in enumerate(chunks)}
 
 
@@ -215,8 +227,68 @@ def test_a_model_too_large_for_the_landing_buffer_is_told_the_size_it_needs(side
     assert "at least" in reason
 
 
-def test_every_message_fits_into_one_frame_with_its_neighbours(worker: Client):
-    """Frames of one multipart message count like messages of their own."""
-    worker.send(Cancel(worker.session, 1))
-    worker.send_frame(pack(Cancel(worker.session, 2)))
-    assert worker.look_up(1, make_chunks(1)) == 0
+def test_both_halves_are_told_deadlines_isolation_and_salt(tmp_path: Path, redis_standalone: RedisServer):
+    salt = tmp_path / "salt"
+    salt.write_bytes(b"pool-a")
+    config = config_for(redis_standalone, isolation="PerTenant", saltFile=str(salt))
+    with SidecarProcess(tmp_path / "s", config=config) as sidecar, Client(sidecar.socket, SHAPE) as worker:
+        welcome = worker.say_hello()
+    assert (welcome.lookup_deadline_ms, welcome.fetch_deadline_ms) == (500, 10_000)
+    assert (welcome.isolation, welcome.salt) == ("PerTenant", b"pool-a")
+
+
+def test_ranks_share_the_buffers_and_have_staging_slots_of_their_own(
+    sidecar: SidecarProcess, redis_standalone: RedisServer
+):
+    chunks = make_chunks(2)
+    with Client(sidecar.socket, SHAPE, world=2) as first, Client(sidecar.socket, SHAPE, world=2, rank=1) as second:
+        slots = [client.say_hello().staging for client in (first, second)]
+        assert all(staging is not None and len(staging.slots) == 4 for staging in slots)
+        for client, chunk in zip((first, second), chunks, strict=True):
+            assert client.staging is not None
+            client.stage(client.staging.slots[0], chunk)
+            assert client.receive(Stored).outcome == "stored"
+        assert first.look_up(1, chunks[:1], chunks[1:]) == 1
+        assert [client.restore(1, [chunk]).values for client, chunk in zip((first, second), chunks, strict=True)] == [
+            {0: chunks[0].values},
+            {0: chunks[1].values},
+        ]
+
+
+@pytest.mark.parametrize(("landing", "kind"), [("Codes", CodesImage), ("Values", ValuesImage)])
+def test_lossy_chunks_land_as_the_settings_say(tmp_path: Path, redis_standalone: RedisServer, landing: str, kind: type):
+    [chunk] = make_chunks(1)
+    config = config_for(redis_standalone, tier="High", landing=landing)
+    with SidecarProcess(tmp_path / "s", config=config) as sidecar, Client(sidecar.socket, SHAPE) as worker:
+        worker.say_hello()
+        worker.stage(0, chunk, first=True)
+        assert worker.receive(Stored).outcome == "stored"
+        worker.fetch(1, [chunk])
+        landed = worker.receive(Landed)
+        assert worker.landing is not None
+        assert isinstance(parse_image(worker.landing.slot(landed.slot), SHAPE), kind)
+
+
+def test_a_cluster_of_shards_serves_all_three_paths(tmp_path: Path, redis_cluster: RedisCluster):
+    chunks = make_chunks(8)
+    store = {"endpoints": [str(shard.address) for shard in redis_cluster.shards], "topology": "Cluster"}
+    config = config_for(redis_cluster.shards[0], store=store)
+    with SidecarProcess(tmp_path / "s", config=config) as sidecar, Client(sidecar.socket, SHAPE) as worker:
+        worker.say_hello()
+        for slot, chunk in enumerate(chunks):
+            worker.stage(slot, chunk)
+        assert {worker.receive(Stored).outcome for _ in chunks} == {"stored"}
+        assert worker.look_up(1, chunks) == 8
+        assert worker.restore(1, chunks).values == values_of(chunks)
+
+
+def test_a_buffer_with_slots_in_use_is_not_cut_anew():
+    landing = LandingBuffer(20 * SLOT_BYTES)
+    slots = LandingSlots(landing)
+    assert isinstance(slots.carve_for(SHAPE), Buffer)
+    ref = landing.lease(b"engine-a")
+    assert ref is not None
+    larger = KvShape(3, 4, 16, KvDtype.FLOAT16, 64)
+    assert slots.carve_for(larger) is None
+    landing.release(ref.lease)
+    assert isinstance(slots.carve_for(larger), Buffer)

@@ -130,6 +130,10 @@ class DataPlane:
         except ShadowServeError as error:
             self._failed(endpoint, str(error))
             return
+        except Exception as error:
+            _log.exception("data plane %s: attaching failed in a way nobody thought of", endpoint)
+            self._failed(endpoint, repr(error))
+            return
         finally:
             self._attaching = None
         if endpoint != self.state.endpoint:

@@ -16,11 +16,14 @@ from shadowserve_dataplane.landing import LandingBuffer
 from shadowserve_dataplane.place.shared_memory import SharedMemoryTarget
 from shadowserve_dataplane.store.discovery import topology_source
 from shadowserve_dataplane.store.settings import StoreSettings
+from shadowserve_dataplane.store.topology import Topology
 
 Report = Callable[[ChunkResult], None]
 
 _log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 0.5
+_BUFFERS = {Topology.STANDALONE: 2, Topology.CLUSTER: 4}
+"""Chunk buffers of a worker: with a cluster several shards are read at once, and one may stall."""
 
 
 class Runner(Protocol):
@@ -54,7 +57,8 @@ class HostRunner:
         if needed <= self._max_chunk_bytes:
             return
         outgrown, self._max_chunk_bytes = self._pipeline, needed
-        self._pipeline = Pipeline(PipelineSettings(self._workers, needed), self._store, self._topology)
+        settings = PipelineSettings(self._workers, needed, _BUFFERS[self._store.topology])
+        self._pipeline = Pipeline(settings, self._store, self._topology)
         if outgrown is not None:
             self._loop.run_in_executor(None, outgrown.close, Deadline.after(_CLOSE_SECONDS))
 

@@ -80,7 +80,9 @@ def measure_stream(stack: Stack, prompt: list[int]) -> tuple[float, float]:
 
 def _split_gaps(arrivals: Sequence[float], begin: float, end: float) -> tuple[float, float]:
     """Split the gaps by the fetch; the last ones before `end` belong to the step that computes the question."""
-    gaps = list(zip(arrivals[1:], [now - before for before, now in zip(arrivals, arrivals[1:], strict=False)], strict=True))
+    gaps = list(
+        zip(arrivals[1:], [now - before for before, now in zip(arrivals, arrivals[1:], strict=False)], strict=True)
+    )
     usual = statistics.median(gap for _, gap in gaps)
     within = [gap for at, gap in gaps if begin + usual < at < end - 6 * usual]
     without = [gap for at, gap in gaps if at < begin or at > end + 2 * usual]
@@ -93,7 +95,9 @@ def report(rounds: Sequence[Round], streams: Sequence[tuple[float, float]], para
     """Print every figure."""
     case = str(parameters["tier"])
 
-    def figure(metric: str, samples: Sequence[float], unit: str, goal: Goal | None = None, rival: str | None = None) -> None:
+    def figure(
+        metric: str, samples: Sequence[float], unit: str, goal: Goal | None = None, rival: str | None = None
+    ) -> None:
         emit(Result(_BENCH, case, metric, samples, unit, goal, rival, parameters))
 
     figure("cold_ttft", [r.cold for r in rounds], "s")
@@ -137,7 +141,12 @@ def main(arguments: Sequence[str]) -> int:
         say(f"{options.repeats} rounds")
         rounds = measure_rounds(stack, prompts[: options.repeats])
         streams = [] if options.host else [measure_stream(stack, p) for p in prompts[options.repeats : -1]]
-    parameters = {**vars(options), "prefix_tokens": PREFIX_TOKENS, "question_tokens": QUESTION_TOKENS, "cores": os.cpu_count()}
+    parameters = {
+        **vars(options),
+        "prefix_tokens": PREFIX_TOKENS,
+        "question_tokens": QUESTION_TOKENS,
+        "cores": os.cpu_count(),
+    }
     local = Result(_BENCH, "", "", [r.local for r in rounds], "s")
     if local.spread > TOO_NOISY:
         say(f"local hits differ by {local.spread:.0%} of their median: this machine is too busy to tell")

@@ -1,7 +1,7 @@
 """One stack of real parts for all stories: float32 and lossless, so that answers can be compared token by token."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 from engine_story import Story
@@ -9,6 +9,18 @@ from shadowserve_lab.home import say
 from shadowserve_lab.stack import Environments, Stack, StackOptions
 
 _PROMPT_NUMBERS = itertools.count()
+_LOG_BYTES = 3000
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the end of every part's log with a test that failed."""
+    report = yield
+    stack = getattr(item, "funcargs", {}).get("exact_stack")
+    if report.failed and stack is not None:
+        for log in sorted(stack.folder.rglob("*.log")):
+            report.sections.append((str(log.relative_to(stack.folder)), log.read_text()[-_LOG_BYTES:]))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,7 @@ class Story:
         prompt = fresh.prompt(2)
         truth = fresh.computed(prompt)
         answer, external = fresh.asked(prompt)
-        assert external == 2 * CHUNK_TOKENS
+        assert external == 2 * CHUNK_TOKENS, f"{external} tokens from outside"
         assert answer.tokens == truth.tokens
 
     def restore(self) -> None:

@@ -1,8 +1,11 @@
 """What A computed, B answers from: exactly, for every number of chunks, and without a look-up where none can help."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
-from engine_story import ANSWER_TOKENS, CHUNK_TOKENS, Story
+from engine_story import ANSWER_TOKENS, CHUNK_TOKENS, SECONDS, Story
 from shadowserve_lab.engine_client import Ask
+from shadowserve_lab.processes import wait_until
 
 CHUNKS = 5
 
@@ -25,8 +28,8 @@ def test_every_number_of_leading_chunks_is_a_hit(story: Story) -> None:
     for shared in range(1, CHUNKS + 1):
         story.b.reset_prefix_cache()
         other = [*prompt[: shared * CHUNK_TOKENS], *story.prompt(CHUNKS - shared, question=40)]
+        answer, external = story.asked(other)  # before A: it would store what B shall not find
         truth = story.a.complete(Ask(other, ANSWER_TOKENS))
-        answer, external = story.asked(other)
         assert external == shared * CHUNK_TOKENS, f"{shared} chunks were shared"
         assert answer.tokens == truth.tokens, f"{shared} chunks were shared"
 
@@ -60,8 +63,7 @@ def test_long_outputs_are_stored_as_chunks_fill(story: Story) -> None:
     prompt = story.prompt(0, question=CHUNK_TOKENS - 20)
     before = len(story.keys())
     answer = story.a.complete(Ask(prompt, 60))
-    story.computed([*prompt, *answer.tokens][:CHUNK_TOKENS])
-    assert len(story.keys()) == before + 1
+    wait_until(lambda: len(story.keys()) == before + 1, SECONDS, "the chunk that prompt and output filled together")
     grown = [*prompt, *answer.tokens]
     truth = story.a.complete(Ask(grown, ANSWER_TOKENS))
     continued, external = story.asked(grown)
@@ -77,8 +79,6 @@ def test_another_cache_salt_shares_nothing_locally_but_answers_the_same(story: S
 
 
 def test_requests_at_the_same_time_get_their_own_caches(story: Story) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     prompts = [Story(story.stack, 500 + n).prompt(2) for n in range(4)]
     truths = [story.computed(prompt) for prompt in prompts]
     with ThreadPoolExecutor(4) as pool:

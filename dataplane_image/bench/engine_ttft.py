@@ -3,6 +3,7 @@ a fetch costs a stream that is decoding meanwhile. Real engines, real store; `ma
 """
 
 import argparse
+import itertools
 import os
 import random
 import statistics
@@ -80,9 +81,7 @@ def measure_stream(stack: Stack, prompt: list[int]) -> tuple[float, float]:
 
 def _split_gaps(arrivals: Sequence[float], begin: float, end: float) -> tuple[float, float]:
     """Split the gaps by the fetch; the last ones before `end` belong to the step that computes the question."""
-    gaps = list(
-        zip(arrivals[1:], [now - before for before, now in zip(arrivals, arrivals[1:], strict=False)], strict=True)
-    )
+    gaps = [(now, now - before) for before, now in itertools.pairwise(arrivals)]
     usual = statistics.median(gap for _, gap in gaps)
     within = [gap for at, gap in gaps if begin + usual < at < end - 6 * usual]
     without = [gap for at, gap in gaps if at < begin or at > end + 2 * usual]

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from shadowserve_dataplane.chunks import KvShape
 from shadowserve_dataplane.codec.dequantize import PlaneDequantizer
-from shadowserve_dataplane.codec.encode import bits_dtype
 from shadowserve_dataplane.codec.entropy import FrameInflater
 from shadowserve_dataplane.codec.format import (
     MAX_EXACT_ROWS,
@@ -22,6 +21,7 @@ from shadowserve_dataplane.codec.format import (
     planes_per_frame,
 )
 from shadowserve_dataplane.codec.landed import ImageKind, LandedLayout
+from shadowserve_dataplane.codec.quantize import Bits, bits_dtype
 from shadowserve_dataplane.errors import ChunkDamaged
 
 
@@ -60,7 +60,7 @@ class FrameDecoder:
         """Undo the byte planes of a VALUES frame into `destination`."""
         item = self._shape.dtype.itemsize
         by_byte = self._scratch[: frame.raw_bytes]
-        self.unpack(frame, encoded, memoryview(by_byte), place)
+        self.unpack(frame, encoded, by_byte.data, place)
         values = np.frombuffer(destination, np.uint8).reshape(-1, item)
         for byte, plane in enumerate(by_byte.reshape(item, -1)):
             values[:, byte] = plane
@@ -84,11 +84,11 @@ class FrameDecoder:
             if header.exact_rows:
                 out[plane, tokens] = rows[:, number]
 
-    def _exact_rows(self, count: int) -> tuple[NDArray[np.uint16], NDArray[np.unsignedinteger]]:
+    def _exact_rows(self, count: int) -> tuple[NDArray[np.uint16], Bits]:
         shape = self._shape
         tokens = np.frombuffer(self._exact, np.uint16, count)
         start = exact_positions_bytes(count)
-        rows = np.frombuffer(self._exact, bits_dtype(shape.dtype), count * shape.planes * shape.channels, start)
+        rows: Bits = np.frombuffer(self._exact, bits_dtype(shape.dtype), count * shape.planes * shape.channels, start)
         return tokens, rows.reshape(count, shape.planes, shape.channels)
 
     def check_exact(self, header: ChunkHeader, block: memoryview, place: str) -> None:
@@ -100,7 +100,7 @@ class FrameDecoder:
     @property
     def scratch(self) -> memoryview:
         """One frame's codes."""
-        return memoryview(self._scratch)
+        return self._scratch.data
 
 
 class ChunkDecode:

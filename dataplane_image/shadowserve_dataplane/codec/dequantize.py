@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shadowserve_dataplane.chunks import KvDtype, KvShape
-from shadowserve_dataplane.codec.quantize import from_bfloat16_bits
+from shadowserve_dataplane.codec.quantize import Bits, from_bfloat16_bits
 
 
 class PlaneDequantizer:
@@ -16,9 +16,7 @@ class PlaneDequantizer:
         self._words = self._floats.view(np.uint32)
         self._odd = np.zeros_like(self._words)
 
-    def plane(
-        self, codes: NDArray[np.int8], step: np.float32, means: NDArray[np.uint16], out: NDArray[np.unsignedinteger]
-    ) -> None:
+    def plane(self, codes: NDArray[np.int8], step: np.float32, means: NDArray[np.uint16], out: Bits) -> None:
         """Write the values of `codes` `[tokens][channels]` as bits of the dtype to `out`, same shape."""
         np.multiply(codes, step, out=self._floats, casting="unsafe")
         np.add(self._floats, from_bfloat16_bits(means), out=self._floats)

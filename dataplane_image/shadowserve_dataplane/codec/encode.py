@@ -6,7 +6,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from shadowserve_dataplane.chunks import ChunkKey, KvDtype, KvShape
+from shadowserve_dataplane.chunks import ChunkKey, KvShape
 from shadowserve_dataplane.codec.entropy import frame_compressor
 from shadowserve_dataplane.codec.format import (
     MAX_EXACT_ROWS,
@@ -23,18 +23,15 @@ from shadowserve_dataplane.codec.format import (
 )
 from shadowserve_dataplane.codec.quantize import (
     MAX_CODE,
+    Bits,
     PlaneScratch,
     as_bfloat16_bits,
+    bits_dtype,
     from_bfloat16_bits,
     step_up,
     widen,
 )
 from shadowserve_dataplane.codec.tiers import Tier
-
-
-def bits_dtype(dtype: KvDtype) -> type[np.uint16] | type[np.uint32]:
-    """Return the unsigned integer as wide as `dtype`."""
-    return np.uint32 if dtype is KvDtype.FLOAT32 else np.uint16
 
 
 @dataclass(slots=True)
@@ -73,8 +70,8 @@ class Encoder:
         Raises `ValueError` when a lossy tier meets NaN or infinity, naming the plane.
         """
         shape = self.shape
-        bits = np.frombuffer(values, bits_dtype(shape.dtype), shape.elements)
-        planes = bits.reshape(shape.planes, shape.tokens, shape.channels)
+        bits: Bits = np.frombuffer(values, bits_dtype(shape.dtype), shape.elements)
+        planes: Bits = bits.reshape(shape.planes, shape.tokens, shape.channels)
         if self.tier is not Tier.LOSSLESS:
             self._quantize(planes, begins_context)
         exact = [] if self.tier is Tier.LOSSLESS else self._quantized.exact
@@ -89,7 +86,7 @@ class Encoder:
         pack_header(header, self._out)
         return self._out[:at]
 
-    def _quantize(self, planes: NDArray[np.unsignedinteger], begins_context: bool) -> None:
+    def _quantize(self, planes: Bits, begins_context: bool) -> None:
         sinks = min(SINK_TOKENS, self.shape.tokens) if begins_context else 0
         self._quantized.exact = list(range(sinks))
         for plane in range(self.shape.planes):
@@ -128,9 +125,7 @@ class Encoder:
         self._quantized.exact = exact
         return step
 
-    def _frame(
-        self, kind: FrameKind, first: int, count: int, planes: NDArray[np.unsignedinteger], at: int
-    ) -> FrameEntry:
+    def _frame(self, kind: FrameKind, first: int, count: int, planes: Bits, at: int) -> FrameEntry:
         raw = self._raw(kind, planes[first : first + count], first)
         packed: bytes | memoryview = raw
         if kind in (FrameKind.CODES, FrameKind.VALUES):
@@ -141,14 +136,14 @@ class Encoder:
         checksum = xxhash.xxh3_64_intdigest(self._out[at : at + len(packed)])
         return FrameEntry(kind, entropy, first, count, len(raw), len(packed), checksum, at)
 
-    def _raw(self, kind: FrameKind, planes: NDArray[np.unsignedinteger], first: int) -> memoryview:
+    def _raw(self, kind: FrameKind, planes: Bits, first: int) -> memoryview:
         quantized = self._quantized
         if kind is FrameKind.CODES:
-            return memoryview(quantized.codes[first : first + len(planes)].reshape(-1)).cast("B")
+            return quantized.codes[first : first + len(planes)].reshape(-1).data.cast("B")
         if kind is FrameKind.VALUES:
             item = self.shape.dtype.itemsize
             by_byte = planes.reshape(-1).view(np.uint8).reshape(-1, item).T
-            return memoryview(np.ascontiguousarray(by_byte).reshape(-1))
+            return np.ascontiguousarray(by_byte).reshape(-1).data
         if kind is FrameKind.PARAMETERS:
             return memoryview(quantized.steps.tobytes() + quantized.means.tobytes())
         positions = np.array(quantized.exact, np.uint16).tobytes()

@@ -26,7 +26,7 @@ class FrameInflater:
         self._context = zstandard.ZstdDecompressor(max_window_size=1 << 20)
 
     def inflate(self, encoded: memoryview, destination: memoryview, place: str) -> None:
-        """Fill `destination` exactly. Raises `ChunkDamaged` naming `place` when the frame is not that long or broken."""
+        """Fill `destination` exactly. Raises `ChunkDamaged` at `place` when the frame is broken or not that long."""
         size = len(destination)
         try:
             with self._context.stream_reader(encoded, read_size=len(encoded), closefd=False) as reader:

@@ -7,6 +7,7 @@ the header's checksum, then that the frame table tiles exactly the bytes that ar
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import xxhash
 
@@ -207,27 +208,26 @@ def parse_header(chunk: memoryview, expected: Expected, limits: Limits, chunk_by
     return header
 
 
-def _checked(fields: tuple[object, ...], chunk: memoryview) -> ChunkHeader:
-    _, _, _, tier, dtype, flags, transform, profile, layers, heads, dim, tokens, exact, frames, length, total, key = (
-        fields
-    )
+def _checked(fields: tuple[Any, ...], chunk: memoryview) -> ChunkHeader:
+    tier, dtype, flags, transform, profile = fields[3:8]
+    layers, heads, head_dim, tokens, exact_rows, frames, length, total, key = fields[8:]
     if tier not in set(Tier):
         raise ChunkRefused(f"tier {tier}; this reader knows {', '.join(f'{t.value} ({t.label})' for t in Tier)}")
     if dtype not in _DTYPES:
-        raise ChunkRefused(f"dtype {dtype}; this reader knows {_DTYPES}")
+        raise ChunkRefused(f"dtype {dtype}; this reader knows {', '.join(f'{c} ({d})' for c, d in _DTYPES.items())}")
     if transform != NO_TRANSFORM or profile != NO_PROFILE:
-        raise ChunkRefused(f"transform {transform}; this reader knows none")
-    assert isinstance(layers, int) and isinstance(heads, int) and isinstance(dim, int) and isinstance(tokens, int)
-    shape = KvShape(layers, heads, dim, _DTYPES[dtype], tokens)
-    table = _frame_table(chunk, shape, Tier(tier), int(exact), int(frames), int(length))
+        raise ChunkRefused(f"transform {transform}, profile {profile.hex()}; this reader knows none")
+    shape = KvShape(layers, heads, head_dim, _DTYPES[dtype], tokens)
+    table = _frame_table(chunk, shape, Tier(tier), exact_rows, length, frames)
     end = table[-1].offset + table[-1].encoded_bytes if table else length
     if end != total:
-        raise ChunkDamaged("frame table: end", f"{total}", f"{end}")
-    return ChunkHeader(shape, ChunkKey(key), Tier(tier), bool(flags & _BEGINS_CONTEXT), exact, table, length, total)
+        raise ChunkDamaged("frame table: end", f"{total} bytes", f"{end} bytes")
+    begins_context = bool(flags & _BEGINS_CONTEXT)
+    return ChunkHeader(shape, ChunkKey(key), Tier(tier), begins_context, exact_rows, table, length, total)
 
 
 def _frame_table(
-    chunk: memoryview, shape: KvShape, tier: Tier, exact_rows: int, frames: int, start: int
+    chunk: memoryview, shape: KvShape, tier: Tier, exact_rows: int, start: int, frames: int
 ) -> tuple[FrameEntry, ...]:
     if exact_rows > min(MAX_EXACT_ROWS, shape.tokens):
         raise ChunkDamaged("header: exact rows", f"at most {min(MAX_EXACT_ROWS, shape.tokens)}", f"{exact_rows}")

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from shadowserve_dataplane.chunks import KvDtype
 
+Bits = NDArray[np.unsignedinteger]
+"""Values of a dtype as their bits: uint16, or uint32 for float32."""
 MAX_CODE = 127
 _STEP_MASK = np.uint32(0xFFFFFF00)
 _LOWEST_STEP = np.float32(2.0**-100)
@@ -30,7 +32,12 @@ class PlaneScratch:
         return cls(words.view(np.float32), words)
 
 
-def widen(bits: NDArray[np.unsignedinteger], dtype: KvDtype, scratch: PlaneScratch) -> None:
+def bits_dtype(dtype: KvDtype) -> type[np.uint16] | type[np.uint32]:
+    """Return the unsigned integer as wide as `dtype`."""
+    return np.uint32 if dtype is KvDtype.FLOAT32 else np.uint16
+
+
+def widen(bits: Bits, dtype: KvDtype, scratch: PlaneScratch) -> None:
     """Write a plane's values, given as bits of `dtype`, as float32 into the scratch."""
     if dtype is KvDtype.BFLOAT16:
         np.left_shift(bits, np.uint32(16), out=scratch.words, dtype=np.uint32)
@@ -40,7 +47,7 @@ def widen(bits: NDArray[np.unsignedinteger], dtype: KvDtype, scratch: PlaneScrat
         np.copyto(scratch.words, bits)
 
 
-def narrow(values: NDArray[np.float32], dtype: KvDtype) -> NDArray[np.unsignedinteger]:
+def narrow(values: NDArray[np.float32], dtype: KvDtype) -> Bits:
     """Return float32 values as bits of `dtype`, rounded to nearest, ties to even."""
     if dtype is KvDtype.FLOAT32:
         return values.view(np.uint32)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -69,7 +70,8 @@ def _pipeline(settings: DataPlaneSettings, metrics: DataPlaneMetrics) -> Iterato
 @asynccontextmanager
 async def _grpc_served(settings: DataPlaneSettings, pipeline: Pipeline) -> AsyncIterator[tuple[int, Any]]:
     server = grpc.aio.server(options=_SERVER_OPTIONS)
-    service = DataPlaneService(pipeline, Bounds(settings.max_chunk_bytes))
+    tls = None if settings.tls is None else _placement_tls(settings.tls)
+    service = DataPlaneService(pipeline, Bounds(settings.max_chunk_bytes), tls)
     add_DataPlaneServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     status = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
@@ -88,6 +90,20 @@ async def _grpc_served(settings: DataPlaneSettings, pipeline: Pipeline) -> Async
         yield port, status
     finally:
         await server.stop(_STOP_SECONDS)
+
+
+def _placement_tls(files: TlsFiles) -> ssl.SSLContext:
+    """Return what placement streams are made with: both sides show a certificate of the same authority.
+
+    A sidecar is reached by its pod's address, which no certificate names: the authority and the token say who it is.
+    """
+    try:
+        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(files.authority))
+        context.check_hostname = False
+        context.load_cert_chain(files.certificate, files.key)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"--tls-certificate, --tls-key, --tls-authority: {error}") from error
+    return context
 
 
 def _credentials(files: TlsFiles) -> grpc.ServerCredentials:

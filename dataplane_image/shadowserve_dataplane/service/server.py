@@ -4,8 +4,9 @@ import asyncio
 import itertools
 import logging
 import secrets
+import ssl
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import grpc
@@ -39,16 +40,18 @@ class _Attachment:
 class DataPlaneService(DataPlaneServicer):
     """Serves the calls of dataplane.proto with one pipeline; all methods run on one event loop."""
 
-    def __init__(self, pipeline: Pipeline, bounds: Bounds) -> None:
+    def __init__(self, pipeline: Pipeline, bounds: Bounds, tls: ssl.SSLContext | None = None) -> None:
+        """`tls` is what placement streams are made with; None: plaintext."""
         self._pipeline = pipeline
         self._bounds = bounds
+        self._tls = tls
         self._attachments: dict[int, _Attachment] = {}
         self._numbers = itertools.count(1)
 
     async def Attach(self, request: wire.AttachRequest, context: Context) -> wire.AttachReply:
         """Remember a sidecar and where it wants its chunks."""
         try:
-            target = parse_attach(request, _peer_host(context.peer()))
+            target = replace(parse_attach(request, _peer_host(context.peer())), tls=self._tls)
         except BadRequest as error:
             await _refuse(context, error)
         number = secrets.randbits(63)

@@ -19,7 +19,7 @@ def sample_shape(dtype: KvDtype = KvDtype.BFLOAT16, tokens: int = 32) -> KvShape
 
 
 def sample_values(shape: KvShape, seed: int = 0) -> Bits:
-    """Return values like those of a KV cache: normal, with a mean a channel and a scale a plane; `[planes][...]` bits."""
+    """Return values like a KV cache has: normal, with a mean a channel and a scale a plane; bits `[planes][...]`."""
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal((shape.planes, shape.tokens, shape.channels))
     scales = rng.uniform(0.1, 3, (shape.planes, 1, 1))

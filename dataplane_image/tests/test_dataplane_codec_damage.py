@@ -51,7 +51,7 @@ def test_another_key_or_shape_is_refused_by_name() -> None:
     chunk = memoryview(CHUNKS[Tier.BALANCED])
     with pytest.raises(ChunkRefused, match="asked for 0000"):
         parse_header(chunk, Expected(ChunkKey(bytes(32)), SHAPE), Limits(), len(chunk))
-    with pytest.raises(ChunkRefused, match="shape .*layers=2.*asked for .*float16"):
+    with pytest.raises(ChunkRefused, match=r"shape .*layers=2.*asked for .*float16"):
         parse_header(chunk, Expected(KEY, sample_shape(KvDtype.FLOAT16)), Limits(), len(chunk))
 
 
@@ -115,7 +115,7 @@ def test_a_flipped_bit_anywhere_is_found(tier: Tier, data: st.DataObject) -> Non
 @settings(deadline=None, max_examples=300)
 @given(st.sampled_from(list(Tier)), st.data())
 def test_a_forged_header_gives_an_error_or_the_right_values(tier: Tier, data: st.DataObject) -> None:
-    """Whatever a header says, checksum right: refused, damaged, or harmless; never another error, never a wrong value."""
+    """Whatever a header says, checksum right: refused, damaged, or harmless; no other error, no wrong value."""
     chunk = CHUNKS[tier]
     header = parse(chunk, SHAPE)
     at = data.draw(st.integers(0, header.header_bytes - 9))

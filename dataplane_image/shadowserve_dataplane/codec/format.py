@@ -190,6 +190,16 @@ def parse_header(chunk: memoryview, expected: Expected, limits: Limits, chunk_by
 
     Raises `ChunkRefused` when it is whole but not what was asked for or not known, `ChunkDamaged` otherwise.
     """
+    header = parse_any_header(chunk, limits, chunk_bytes)
+    if header.key != expected.key:
+        raise ChunkRefused(f"key {header.key.hex()}; asked for {expected.key.hex()}")
+    if header.shape != expected.shape:
+        raise ChunkRefused(f"shape {header.shape}; asked for {expected.shape}")
+    return header
+
+
+def parse_any_header(chunk: memoryview, limits: Limits, chunk_bytes: int) -> ChunkHeader:
+    """Return the header, whatever its key and shape; raises as `parse_header`. For tools."""
     length = header_length(chunk, limits)
     if len(chunk) < length:
         raise ChunkDamaged("header: length", f"{length} bytes", f"{len(chunk)} bytes")
@@ -201,10 +211,6 @@ def parse_header(chunk: memoryview, expected: Expected, limits: Limits, chunk_by
     header = _checked(_PREFIX.unpack_from(chunk), chunk)
     if header.total_bytes != chunk_bytes:
         raise ChunkDamaged("chunk: length", f"{header.total_bytes} bytes", f"{chunk_bytes} bytes")
-    if header.key != expected.key:
-        raise ChunkRefused(f"key {header.key.hex()}; asked for {expected.key.hex()}")
-    if header.shape != expected.shape:
-        raise ChunkRefused(f"shape {header.shape}; asked for {expected.shape}")
     return header
 
 

@@ -55,11 +55,10 @@ def _round(stack: Stack, prompt: list[int]) -> Round:
 
 
 def _stored(stack: Stack, engine: EngineClient, prompt: list[int]) -> Answer:
-    client = stack.store.client()
-    before = int(client.dbsize())
+    before = stack.store.size()
     answer = engine.complete(Ask(prompt, 8))
     chunks = len(prompt) // 256
-    wait_until(lambda: int(client.dbsize()) >= before + chunks, _STORED_SECONDS, "chunks in the store")
+    wait_until(lambda: stack.store.size() >= before + chunks, _STORED_SECONDS, "chunks in the store")
     time.sleep(_SETTLE_SECONDS)
     return answer
 

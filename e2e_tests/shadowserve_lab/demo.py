@@ -100,8 +100,7 @@ def _counted(engine: EngineClient, prompt: Sequence[int]) -> tuple[Answer, int]:
 
 def _wait_stored(stack: Stack, chunks: int) -> None:
     """Wait until nothing more is on its way from A to the store."""
-    client = stack.store.client()
-    wait_until(lambda: int(client.dbsize()) >= chunks, _STORED_SECONDS, "A's chunks to be in the store")
+    wait_until(lambda: stack.store.size() >= chunks, _STORED_SECONDS, "A's chunks to be in the store")
     sidecar = stack.sidecars["a"]
     seen = -1.0
     while seen != (now := sidecar.metrics().total("shadowserve_stored_bytes_total")):

@@ -96,12 +96,15 @@ class Program:
             self.signal(signal.SIGCONT)
             self._guard.stdin.close()
 
-    def resident_bytes(self) -> int:
-        """Return the memory it holds that is its own: resident pages less those of shared mappings and files."""
-        fields = Path(f"/proc/{self.pid}/statm").read_text().split()
-        return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
-
     def tail(self) -> str:
         """Return the end of its log."""
         lines = self.log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
         return "\n".join([f"--- end of {self.log}", *lines])
+
+
+def tree_resident_bytes(pid: int) -> int:
+    """Return the memory that a process and its descendants hold for themselves, without shared mappings and files."""
+    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    own = (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return own + sum(tree_resident_bytes(int(child)) for task in tasks for child in task.read_text().split())

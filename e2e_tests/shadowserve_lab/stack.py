@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
 import valkey
 
@@ -86,6 +87,14 @@ class Store:
     def client(self) -> "valkey.Valkey":
         """Return a client for looking into it."""
         return valkey.Valkey(HOST, self.port, socket_timeout=10)
+
+    def size(self) -> int:
+        """Return how many keys it has."""
+        return cast(int, self.client().dbsize())
+
+    def evictions(self) -> int:
+        """Return how many keys it had to give up for others."""
+        return int(cast(dict[str, int], self.client().info("stats"))["evicted_keys"])
 
     def restart(self) -> None:
         """Start it again, empty, at the same port."""

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from shadowserve_dataplane.codec.format import Limits
 from shadowserve_dataplane.deadline import Deadline
@@ -166,10 +167,12 @@ class Pipeline:
                 self._changed.wait()
 
     def report(self, active: _ActiveJob, result: ChunkResult) -> None:
-        """Pass a chunk's result on, and forget the job with its last one. For workers."""
+        """Pass a chunk's result on, and forget the job with its last one. For workers; never raises."""
         try:
             self._observer.chunk_ended(result)
             active.on_result(result)
+        except Exception:
+            _log.exception("job %d: whoever takes its results failed", result.job)
         finally:
             with self._changed:
                 self._unanswered[result.job] -= 1
@@ -191,23 +194,30 @@ class _Worker:
     def run(self) -> None:
         """Work until the pipeline closes; a job that fails in a way nobody thought of fails alone."""
         while (active := self._pipeline.next_job()) is not None:
-            restorer = ChunkRestorer(
-                active.job,
-                self._placement_into(active.target),
-                self._shelf,
-                self._pipeline.limits,
-                lambda result, active=active: self._pipeline.report(active, result),  # type: ignore[misc]
-            )
-            self._restore(active, restorer)
+            try:
+                placement = self._placement_into(active.target)
+            except Exception as error:
+                _log.exception("job %d: its placement cannot be opened", active.job.job)
+                self._fail_unclaimed(active, error)
+            else:
+                self._restore(active, placement)
         self._close_placement()
         self._getter.close()
 
-    def _restore(self, active: _ActiveJob, restorer: ChunkRestorer) -> None:
+    def _restore(self, active: _ActiveJob, placement: Placement) -> None:
+        report = partial(self._pipeline.report, active)
+        restorer = ChunkRestorer(active.job, placement, self._shelf, self._pipeline.limits, report)
         try:
-            self._getter.get(self._claims(active, restorer), restorer, active.job.deadline, lambda: active.cancelled)
+            claims = self._claims(active, restorer)
+            self._getter.get(claims, restorer, active.job.deadline, lambda: active.cancelled)
         except Exception as error:
             _log.exception("job %d: a worker met an unexpected error", active.job.job)
             restorer.fail_all(ShadowServeError(f"unexpected: {error!r}"))
+
+    def _fail_unclaimed(self, active: _ActiveJob, error: Exception) -> None:
+        while (request := active.claim()) is not None:
+            outcome = ChunkOutcome.PLACE_ERROR
+            self._pipeline.report(active, ChunkResult(active.job.job, request.index, outcome, detail=repr(error)))
 
     @staticmethod
     def _claims(active: _ActiveJob, restorer: ChunkRestorer) -> Iterator[BulkRequest]:

@@ -4,6 +4,7 @@ As soon as a frame is whole it is verified, decompressed (and dequantized) into 
 placed; only then the next one is looked at. With shared memory that memory is the landing slot itself: no copy.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from shadowserve_dataplane.fetch.plan import ChunkRequest, FetchJob
 from shadowserve_dataplane.fetch.report import ChunkResult, StageSeconds, outcome_of
 from shadowserve_dataplane.place.base import Placement
 
+_log = logging.getLogger(__name__)
 Report = Callable[[ChunkResult], None]
 
 
@@ -128,7 +130,10 @@ class ChunkRestorer:
     def failed(self, index: int, error: ShadowServeError) -> None:
         """It will not come."""
         progress = self._progress[index]
-        self._placement.abort(progress.request.ref)
+        try:
+            self._placement.abort(progress.request.ref)
+        except Exception:
+            _log.exception("job %d: its placement cannot abort", self._job.job)
         self._end(progress, outcome_of(error, progress.placing), str(error))
 
     def fail_all(self, error: ShadowServeError) -> None:

@@ -6,6 +6,7 @@ lease was revoked stays in quarantine until the last writer has left.
 """
 
 import mmap
+import os
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -39,7 +40,9 @@ class _Slot:
     state: SlotState = SlotState.FREE
     lease: int = 0
     writers: int = 0
-    owner: bytes = b""
+    blank: bool = True
+    owner: bytes | None = None
+    """Whose bytes are in a slot that is not blank; None: of somebody that is gone."""
 
 
 class LandingBuffer:
@@ -47,9 +50,12 @@ class LandingBuffer:
 
     With a `path` it is a file that the engine maps too; the caller removes the file. Touching the pages makes a
     container whose memory limit is too small fail at start, and charges tmpfs pages to whoever owns the buffer.
+    Raises `SettingsError` for a size that is not positive or that the file system has no room for.
     """
 
     def __init__(self, total_bytes: int, path: Path | None = None, mode: int = 0o660) -> None:
+        if total_bytes <= 0:
+            raise SettingsError(f"landingBuffer: {total_bytes} bytes; it must be positive")
         self.total_bytes = total_bytes
         self.path = path
         self.slot_bytes = 0
@@ -71,6 +77,8 @@ class LandingBuffer:
 
         Raises `SettingsError` when not one fits, or when it is cut otherwise already and slots are in use.
         """
+        if slot_bytes <= 0:
+            raise SettingsError(f"landingBuffer: slots of {slot_bytes} bytes; they must have some")
         stride = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         with self._lock:
             if stride == self.slot_bytes:
@@ -79,9 +87,9 @@ class LandingBuffer:
                 raise SettingsError(f"landingBuffer: {self.total_bytes} bytes hold no slot of {stride}; make it larger")
             if self._by_lease:
                 raise SettingsError("landingBuffer: an engine of another model still holds slots; restart the sidecar")
-            last_owner = b"?" if self._slots else b""  # slots cut anew hold what others left
+            blank = not self._slots  # slots cut anew hold what others left
             self.slot_bytes = stride
-            self._slots = [_Slot(owner=last_owner) for _ in range(self.total_bytes // stride)]
+            self._slots = [_Slot(blank=blank) for _ in range(self.total_bytes // stride)]
             self._free = deque(range(len(self._slots)))
             return len(self._slots)
 
@@ -95,7 +103,8 @@ class LandingBuffer:
             self._leases += 1
             slot.state, slot.lease = SlotState.FILLING, self._leases
             self._by_lease[slot.lease] = number
-            stranger, slot.owner = slot.owner not in (b"", owner), owner
+            stranger = not slot.blank and slot.owner != owner
+            slot.blank, slot.owner = False, owner
             ref = SlotRef(number, slot.lease)
         if stranger:
             self._view(number)[:] = bytes(self.slot_bytes)
@@ -187,5 +196,9 @@ def _mapped(size: int, path: Path | None, mode: int) -> mmap.mmap:
     path.unlink(missing_ok=True)
     with path.open("xb+") as file:
         path.chmod(mode)
-        file.truncate(size)
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)  # a file system that is full says so here, not by SIGBUS later
+        except OSError as error:
+            path.unlink()
+            raise SettingsError(f"landingBuffer: no room for {size} bytes at {path}: {error.strerror}") from error
         return mmap.mmap(file.fileno(), size)

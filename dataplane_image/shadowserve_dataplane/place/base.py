@@ -3,6 +3,7 @@
 * Bytes go nowhere but into the slot, and only while its lease is open: under a revoked lease they are dropped.
 * `finish` is seen at the other end only after every byte before it.
 * After `abort`, or an error, nothing more is written under that lease by this placement.
+* A chunk whose bytes were cut off by a lost connection fails; one that begins afterwards goes over a new connection.
 """
 
 from typing import Protocol

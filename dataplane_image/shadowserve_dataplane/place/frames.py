@@ -3,6 +3,7 @@
 Little-endian. Version history (bump on any change): 1 first version.
 """
 
+import hmac
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
@@ -30,6 +31,9 @@ class FrameKind(IntEnum):
     DATA = 1
     FINISH = 2
     ABORT = 3
+
+
+_KINDS = frozenset(FrameKind)
 
 
 class Verdict(IntEnum):
@@ -63,7 +67,7 @@ def judge_greeting(greeting: bytes, token: bytes) -> Verdict:
         raise PeerProtocolError(f"not a placement stream: it begins with {magic!r}")
     if version != VERSION:
         return Verdict.WRONG_VERSION
-    return Verdict.WELCOME if found == token else Verdict.WRONG_TOKEN
+    return Verdict.WELCOME if hmac.compare_digest(found, token) else Verdict.WRONG_TOKEN
 
 
 def pack_answer(verdict: Verdict) -> bytes:
@@ -93,7 +97,7 @@ def parse_frame(header: memoryview, slot_bytes: int) -> PlacementFrame:
     magic, kind, slot, length, lease, offset, checksum = _FRAME.unpack(header)
     if magic != _FRAME_MAGIC:
         raise PeerProtocolError(f"not a placement frame: it begins with {magic!r}")
-    if kind not in set(FrameKind):
+    if kind not in _KINDS:
         raise PeerProtocolError(f"placement frame of kind {kind}")
     if kind == FrameKind.DATA and offset + length > slot_bytes:
         raise PeerProtocolError(f"placement frame for {offset}..{offset + length} of a slot of {slot_bytes} bytes")

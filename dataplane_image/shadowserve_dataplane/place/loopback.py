@@ -81,6 +81,8 @@ class LoopbackPlacement:
             return
         try:
             with self._target.landing.writer(ref) as slot:
+                if offset + length > len(slot):
+                    raise NetworkError(f"loopback: {offset}..{offset + length} is outside a slot of {len(slot)} bytes")
                 slot[offset : offset + length] = self._buffer[:length]
         except Cancelled:
             self._received.pop(ref, None)

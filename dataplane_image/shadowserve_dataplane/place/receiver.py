@@ -20,13 +20,14 @@ from shadowserve_dataplane.place.frames import (
     pack_answer,
     parse_frame,
 )
+from shadowserve_dataplane.place.stream import keep_alive, limit_calls, receive_all, receive_some
 
-RECEIVE_BUFFER_BYTES = 8 << 20
 _GREETING_SECONDS = 5.0
 _MID_FRAME_SECONDS = 5.0
 """A sender that stops in the middle of a frame longer than this is hung up on: it holds a slot."""
 _DRAIN_BYTES = 64 * 1024
 _JOIN_SECONDS = 2.0
+_ACCEPT_PAUSE_SECONDS = 0.2
 _log = logging.getLogger(__name__)
 
 OnFinished = Callable[[SlotRef], None]
@@ -51,11 +52,12 @@ class TcpPlacementReceiver:
         self._token = token
         self._on_finished = on_finished
         self._tls = tls
-        self._listener = socket.create_server(address, backlog=64)
+        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self._listener = socket.create_server(address, family=family, backlog=64)
         self._connections: set[socket.socket] = set()
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
-        self._closing = False
+        self._closing = threading.Event()
         self._acceptor = threading.Thread(target=self._accept, name="placement-accept", daemon=True)
         self._acceptor.start()
 
@@ -66,8 +68,8 @@ class TcpPlacementReceiver:
 
     def close(self) -> None:
         """Stop listening and hang up."""
-        self._closing = True
         with self._lock:
+            self._closing.set()
             connections, threads = list(self._connections), list(self._threads)
         for stream in (self._listener, *connections):
             _shut(stream)
@@ -76,38 +78,51 @@ class TcpPlacementReceiver:
         self._listener.close()
 
     def _accept(self) -> None:
-        while not self._closing:
+        while not self._closing.is_set():
             try:
                 stream, peer = self._listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if not self._closing.is_set():  # too many open files, or a sender that went away again
+                    _log.warning("no placement stream could be accepted: %s", error)
+                    self._closing.wait(_ACCEPT_PAUSE_SECONDS)
+                continue
             thread = threading.Thread(target=self._serve, args=(stream, f"{peer[0]}:{peer[1]}"), daemon=True)
             with self._lock:
+                if self._closing.is_set():
+                    stream.close()
+                    return
                 self._connections.add(stream)
                 self._threads.add(thread)
-            thread.start()
+                thread.start()
 
     def _serve(self, plain: socket.socket, peer: str) -> None:
         stream = plain
         try:
             plain.settimeout(_GREETING_SECONDS)
-            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+            keep_alive(plain)
             if self._tls is not None:
-                stream = self._tls.wrap_socket(plain, server_side=True)
+                stream = tls = self._tls.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
+                self._replace(plain, tls)
+                tls.do_handshake()
             if self._greet(stream, peer):
                 _Reception(self._landing, stream, self._on_finished).run()
         except (OSError, PeerProtocolError) as error:
-            if not self._closing:
+            if not self._closing.is_set():
                 _log.warning("placement stream from %s ended: %s", peer, error)
         finally:
             stream.close()
             with self._lock:
-                self._connections.discard(plain)
+                self._connections.discard(stream)
                 self._threads.discard(threading.current_thread())
+
+    def _replace(self, plain: socket.socket, stream: ssl.SSLSocket) -> None:
+        with self._lock:  # `plain` is an empty shell now: `close` must find the other
+            self._connections.discard(plain)
+            self._connections.add(stream)
 
     def _greet(self, stream: socket.socket, peer: str) -> bool:
         greeting = memoryview(bytearray(GREETING_BYTES))
-        if not _fill(stream, greeting):
+        if not receive_all(stream, greeting):
             return False
         verdict = judge_greeting(bytes(greeting), self._token)
         stream.sendall(pack_answer(verdict))
@@ -129,6 +144,7 @@ class _Reception:
 
     def run(self) -> None:
         """Receive until the sender hangs up. Raises `PeerProtocolError` or `OSError`."""
+        limit_calls(self._stream, _MID_FRAME_SECONDS)
         while self._next_header():
             frame = parse_frame(self._header, self._landing.slot_bytes)
             match frame.kind:
@@ -140,12 +156,13 @@ class _Reception:
                     self._received.pop(frame.ref, None)
 
     def _next_header(self) -> bool:
-        self._stream.settimeout(None)  # between frames there is nothing to wait for
-        if not (first := self._stream.recv_into(self._header)):
-            return False
-        self._stream.settimeout(_MID_FRAME_SECONDS)
-        self._rest(self._header[first:])
-        return True
+        while True:
+            try:
+                first = receive_some(self._stream, self._header)
+            except TimeoutError:
+                continue  # between frames nothing need come
+            self._rest(self._header[first:] if first else self._header[:0])
+            return bool(first)
 
     def _take(self, frame: PlacementFrame) -> None:
         try:
@@ -173,7 +190,7 @@ class _Reception:
         self._on_finished(frame.ref)
 
     def _rest(self, view: memoryview) -> None:
-        if len(view) and not _fill(self._stream, view):
+        if not receive_all(self._stream, view):
             raise PeerProtocolError("the sender hung up in the middle of a frame")
 
     def _skip(self, length: int) -> None:
@@ -181,16 +198,6 @@ class _Reception:
             piece = self._drain[: min(length, _DRAIN_BYTES)]
             self._rest(piece)
             length -= len(piece)
-
-
-def _fill(stream: socket.socket, view: memoryview) -> bool:
-    """Receive exactly `len(view)` bytes; False when the peer hangs up first."""
-    while len(view):
-        count = stream.recv_into(view)
-        if not count:
-            return False
-        view = view[count:]
-    return True
 
 
 def _shut(stream: socket.socket) -> None:

@@ -1,6 +1,6 @@
 """Placement on the same host: the landing buffer is mapped, so decoding into `reserve`d memory places it."""
 
-from shadowserve_dataplane.errors import Cancelled
+from shadowserve_dataplane.errors import Cancelled, NetworkError
 from shadowserve_dataplane.landing import LandingBuffer, SlotRef
 
 
@@ -23,12 +23,13 @@ class SharedMemoryPlacement:
         self._writing: SlotRef | None = None
 
     def reserve(self, ref: SlotRef, offset: int, length: int) -> memoryview:
-        """Return that part of the slot. Raises `Cancelled` when the lease is not open, or the part is outside."""
+        """Return that part of the slot. Raises `Cancelled` when the lease is not open, `NetworkError` outside the slot."""
+        self._leave()  # a frame that turned out damaged was reserved but not committed
         view = self._landing.enter(ref)
         self._writing = ref
         if offset < 0 or offset + length > len(view):
             self._leave()
-            raise Cancelled(f"slot {ref.slot}: {offset}..{offset + length} is outside its {len(view)} bytes")
+            raise NetworkError(f"slot {ref.slot}: {offset}..{offset + length} is outside its {len(view)} bytes")
         return view[offset : offset + length]
 
     def commit(self, ref: SlotRef, offset: int, length: int) -> None:

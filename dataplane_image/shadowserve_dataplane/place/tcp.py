@@ -17,8 +17,9 @@ from shadowserve_dataplane.place.frames import (
     pack_frame,
     pack_greeting,
 )
+from shadowserve_dataplane.place.stream import hung_up, keep_alive, limit_calls, receive_all, send_all
 
-SEND_BUFFER_BYTES = 4 << 20
+_FIRST_BUFFER_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,80 +44,79 @@ class TcpPlacement:
     def __init__(self, target: TcpTarget) -> None:
         self._target = target
         self._socket: socket.socket | None = None
-        self._buffer = memoryview(bytearray(256 * 1024))
+        self._buffer = memoryview(bytearray(_FIRST_BUFFER_BYTES))
+        self._begun: set[SlotRef] = set()
+        self._cut_off: set[SlotRef] = set()
 
     def reserve(self, ref: SlotRef, offset: int, length: int) -> memoryview:
-        """Return a part of the send buffer."""
+        """Return a part of the send buffer. Raises `NetworkError` for a chunk that lost bytes with its connection."""
+        self._refuse_cut_off(ref)
         if length > len(self._buffer):
             self._buffer = memoryview(bytearray(length))
         return self._buffer[:length]
 
     def commit(self, ref: SlotRef, offset: int, length: int) -> None:
         """Send the reserved bytes. Raises `NetworkError`."""
+        if not self._begun and self._socket is not None and hung_up(self._socket):
+            self.close()  # the receiver was restarted while nothing was under way: no chunk need suffer
         payload = self._buffer[:length]
         checksum = xxhash.xxh3_64_intdigest(payload)
+        self._begun.add(ref)
         self._send(PlacementFrame(FrameKind.DATA, ref, offset, length, checksum), payload)
 
     def finish(self, ref: SlotRef, total_bytes: int) -> None:
         """Tell the receiver, behind all bytes, how many there were. Raises `NetworkError`."""
+        self._refuse_cut_off(ref)
         self._send(PlacementFrame(FrameKind.FINISH, ref, total_bytes, 0, 0), self._buffer[:0])
+        self._begun.discard(ref)
 
     def abort(self, ref: SlotRef) -> None:
         """Tell the receiver, if it can still be reached, that no more comes."""
-        if self._socket is not None:
+        if ref in self._begun:
             with suppress(NetworkError):
                 self._send(PlacementFrame(FrameKind.ABORT, ref, 0, 0, 0), self._buffer[:0])
+        self._begun.discard(ref)
+        self._cut_off.discard(ref)
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up: chunks that are not finished will not be."""
+        self._cut_off |= self._begun
+        self._begun.clear()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
+    @property
+    def _name(self) -> str:
+        return f"placement to {self._target.host}:{self._target.port}"
+
+    def _refuse_cut_off(self, ref: SlotRef) -> None:
+        if ref in self._cut_off:
+            raise NetworkError(f"{self._name}: the connection was lost in the middle of this chunk")
+
     def _send(self, frame: PlacementFrame, payload: memoryview) -> None:
         try:
-            connection = self._socket or self._connect()
-            left = [memoryview(pack_frame(frame)), payload]
-            while left:
-                left = _without(left, connection.sendmsg(left) if not self._target.tls else connection.send(left[0]))
+            send_all(self._socket or self._connect(), pack_frame(frame), payload)
         except (OSError, PeerProtocolError) as error:
             self.close()
-            raise NetworkError(f"placement to {self._target.host}:{self._target.port}: {error}") from error
+            raise NetworkError(f"{self._name}: {error}") from error
 
     def _connect(self) -> socket.socket:
         target = self._target
-        plain = socket.create_connection((target.host, target.port), target.connect_timeout)
+        stream = socket.create_connection((target.host, target.port), target.connect_timeout)
         try:
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-            stream = target.tls.wrap_socket(plain, server_hostname=target.host) if target.tls else plain
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keep_alive(stream)
+            if target.tls is not None:
+                stream = target.tls.wrap_socket(stream, server_hostname=target.host)
             stream.sendall(pack_greeting(target.token))
-            check_answer(_receive_exactly(stream, ANSWER_BYTES))
-            stream.settimeout(target.send_timeout)
+            answer = bytearray(ANSWER_BYTES)
+            if not receive_all(stream, memoryview(answer)):
+                raise PeerProtocolError("the receiver hung up during the greeting")
+            check_answer(bytes(answer))
+            limit_calls(stream, target.send_timeout)
         except BaseException:
-            plain.close()
+            stream.close()
             raise
         self._socket = stream
         return stream
-
-
-def _without(parts: list[memoryview], sent: int) -> list[memoryview]:
-    """Return what is left of `parts` after the first `sent` bytes."""
-    left = []
-    for part in parts:
-        if sent >= len(part):
-            sent -= len(part)
-        else:
-            left.append(part[sent:])
-            sent = 0
-    return left
-
-
-def _receive_exactly(stream: socket.socket, size: int) -> bytes:
-    received = b""
-    while len(received) < size:
-        piece = stream.recv(size - len(received))
-        if not piece:
-            raise PeerProtocolError("the receiver hung up during the greeting")
-        received += piece
-    return received

@@ -1,5 +1,7 @@
-"""The landing buffer: bytes of one fetch never reach a slot that was given to another."""
+"""The landing buffer: whose slot it is, who may write, and what the next owner sees."""
 
+import mmap
+import random
 import stat
 import threading
 from pathlib import Path
@@ -8,154 +10,263 @@ import pytest
 from shadowserve_dataplane.errors import Cancelled, SettingsError
 from shadowserve_dataplane.landing import LandingBuffer, SlotRef, SlotState
 
-PAGE = 4096
+PAGE = mmap.PAGESIZE
 
 
-def buffer_of(slots: int) -> LandingBuffer:
+def carved(slots: int = 3) -> LandingBuffer:
     landing = LandingBuffer(slots * PAGE)
-    landing.carve(PAGE)
+    assert landing.carve(PAGE) == slots
     return landing
 
 
-def lease(landing: LandingBuffer, owner: bytes = b"engine") -> SlotRef:
+def leased(landing: LandingBuffer, owner: bytes = b"engine") -> SlotRef:
     ref = landing.lease(owner)
     assert ref is not None
     return ref
 
 
-def test_slots_are_lent_until_none_is_left() -> None:
-    landing = buffer_of(2)
-    first, second = lease(landing), lease(landing)
-    assert landing.lease(b"engine") is None
-    landing.release(first.lease)
-    assert lease(landing).slot == first.slot
-    assert second.slot != first.slot
+def fill(landing: LandingBuffer, ref: SlotRef, byte: int) -> None:
+    with landing.writer(ref) as view:
+        view[:] = bytes([byte]) * len(view)
 
 
-def test_a_lease_number_is_never_used_again() -> None:
-    landing = buffer_of(1)
-    seen = set()
-    for _ in range(100):
-        ref = lease(landing)
-        seen.add(ref.lease)
-        landing.release(ref.lease)
-    assert len(seen) == 100
+def content(landing: LandingBuffer, ref: SlotRef) -> bytes:
+    with landing.writer(ref) as view:
+        return bytes(view)
 
 
-def test_what_another_owner_left_is_zeroed() -> None:
-    landing = buffer_of(1)
-    ref = lease(landing, b"one")
-    with landing.writer(ref) as slot:
-        slot[:6] = b"secret"
-    landing.release(ref.lease)
-    again = lease(landing, b"one")
-    with landing.writer(again) as slot:
-        assert bytes(slot[:6]) == b"secret"
-    landing.release(again.lease)
-    with landing.writer(lease(landing, b"other")) as slot:
-        assert not any(slot)
+def test_carving_gives_page_aligned_slots_and_twice_the_same_is_fine() -> None:
+    landing = LandingBuffer(10 * PAGE)
+    assert landing.carve(PAGE + 1) == 5
+    assert landing.slot_bytes == 2 * PAGE
+    leased(landing)
+    assert landing.carve(2 * PAGE) == 5
+    assert landing.slots == 5
 
 
-@pytest.mark.parametrize("end", ["revoke", "release", "hand_over"])
-def test_nobody_writes_under_a_lease_that_ended(end: str) -> None:
-    landing = buffer_of(1)
-    ref = lease(landing)
-    getattr(landing, end)(ref.lease)
-    with pytest.raises(Cancelled):
-        landing.enter(ref)
-    assert not landing.open_for_writing(ref)
-
-
-@pytest.mark.parametrize("ref", [SlotRef(0, 999), SlotRef(7, 1), SlotRef(-1, 1)])
-def test_nobody_writes_under_a_lease_that_never_was(ref: SlotRef) -> None:
-    landing = buffer_of(2)
-    lease(landing)
-    with pytest.raises(Cancelled):
-        landing.enter(ref)
-
-
-def test_a_revoked_slot_is_in_quarantine_until_its_last_writer_has_left() -> None:
-    landing = buffer_of(1)
-    ref = lease(landing)
-    with landing.writer(ref):
-        with landing.writer(ref):
-            landing.revoke(ref.lease)
-            assert landing.count()[SlotState.QUARANTINED] == 1
-            assert landing.lease(b"engine") is None
-        assert landing.lease(b"engine") is None
-    assert lease(landing).lease != ref.lease
-
-
-def test_ending_a_lease_twice_is_harmless() -> None:
-    landing = buffer_of(1)
-    ref = lease(landing)
-    landing.revoke(ref.lease)
-    landing.release(ref.lease)
-    assert lease(landing).slot == 0
-    landing.release(ref.lease)
-    assert landing.count()[SlotState.FILLING] == 1
+@pytest.mark.parametrize("size", [0, -1])
+def test_sizes_that_are_not_positive_are_refused(size: int) -> None:
+    with pytest.raises(SettingsError, match="landingBuffer"):
+        LandingBuffer(size)
+    with pytest.raises(SettingsError, match="landingBuffer"):
+        LandingBuffer(PAGE).carve(size)
 
 
 def test_a_buffer_too_small_for_one_slot_says_so() -> None:
-    with pytest.raises(SettingsError, match="landingBuffer: 4096 bytes hold no slot of 8192"):
-        LandingBuffer(PAGE).carve(PAGE + 1)
+    with pytest.raises(SettingsError, match=f"{PAGE} bytes hold no slot of {2 * PAGE}; make it larger"):
+        LandingBuffer(PAGE).carve(2 * PAGE)
 
 
 def test_slots_in_use_are_not_cut_anew() -> None:
-    landing = buffer_of(4)
-    lease(landing)
-    assert landing.carve(PAGE) == 4
-    with pytest.raises(SettingsError, match="still holds slots"):
+    landing = carved(4)
+    ref = leased(landing)
+    with pytest.raises(SettingsError, match="another model still holds slots"):
         landing.carve(2 * PAGE)
+    with landing.writer(ref):
+        landing.revoke(ref.lease)
+        with pytest.raises(SettingsError, match="still holds slots"):
+            landing.carve(2 * PAGE)
+    assert landing.carve(2 * PAGE) == 2
 
 
-def test_slots_cut_anew_do_not_show_what_was_there() -> None:
-    landing = buffer_of(2)
-    ref = lease(landing)
-    with landing.writer(ref) as slot:
-        slot[:] = b"x" * PAGE
-    landing.release(ref.lease)
+def test_slots_cut_anew_show_nothing_of_what_was_there() -> None:
+    landing = carved(2)
+    for _ in range(2):
+        fill(landing, leased(landing), 0xAA)
+    for lease in (1, 2):
+        landing.release(lease)
     landing.carve(2 * PAGE)
-    with landing.writer(lease(landing)) as slot:
-        assert not any(slot)
+    assert content(landing, leased(landing)) == bytes(2 * PAGE)
 
 
-def test_the_file_has_the_size_and_mode_asked_for_and_goes_away(tmp_path: Path) -> None:
+@pytest.mark.parametrize("heir", [b"other", b""])
+def test_another_owner_finds_zeros_the_same_owner_its_own_bytes(heir: bytes) -> None:
+    landing = carved(1)
+    first = leased(landing, b"one")
+    fill(landing, first, 0x55)
+    landing.hand_over(first.lease)
+    landing.release(first.lease)
+    again = leased(landing, b"one")
+    assert content(landing, again) == b"\x55" * PAGE, "zeroing for the same owner would only cost time"
+    landing.revoke(again.lease)
+    assert content(landing, leased(landing, heir)) == bytes(PAGE)
+
+
+def test_an_owner_without_a_name_is_an_owner_too() -> None:
+    landing = carved(1)
+    ref = leased(landing, b"")
+    fill(landing, ref, 1)
+    landing.release(ref.lease)
+    assert content(landing, leased(landing, b"one")) == bytes(PAGE)
+
+
+def test_lease_numbers_are_never_used_again() -> None:
+    landing = carved(2)
+    seen = set()
+    for _ in range(50):
+        refs = [leased(landing), leased(landing)]
+        assert landing.lease(b"engine") is None, "there are only two"
+        seen |= {ref.lease for ref in refs}
+        for ref in refs:
+            landing.release(ref.lease)
+    assert len(seen) == 100
+    assert 0 not in seen
+
+
+def test_only_an_open_lease_is_written_under() -> None:
+    landing = carved()
+    ref = leased(landing)
+    for wrong in (SlotRef(ref.slot, ref.lease + 1), SlotRef(ref.slot + 1, ref.lease), SlotRef(-1, 1), SlotRef(99, 1)):
+        with pytest.raises(Cancelled, match="not open for writing"):
+            landing.enter(wrong)
+        assert not landing.open_for_writing(wrong)
+    assert landing.open_for_writing(ref)
+    landing.hand_over(ref.lease)
+    assert not landing.open_for_writing(ref)
+    with pytest.raises(Cancelled):
+        landing.enter(ref)
+
+
+def test_a_revoked_slot_waits_in_quarantine_for_its_last_writer() -> None:
+    landing = carved(1)
+    ref = leased(landing)
+    landing.enter(ref)
+    landing.enter(ref)
+    landing.revoke(ref.lease)
+    with pytest.raises(Cancelled):
+        landing.enter(ref)
+    assert landing.lease(b"other") is None
+    landing.leave(ref)
+    assert landing.lease(b"other") is None
+    assert landing.count()[SlotState.QUARANTINED] == 1
+    landing.leave(ref)
+    assert landing.count()[SlotState.QUARANTINED] == 0
+    assert leased(landing, b"other").slot == ref.slot
+
+
+def test_a_writer_that_fails_leaves_too() -> None:
+    landing = carved(1)
+    ref = leased(landing)
+
+    def fail() -> None:
+        with landing.writer(ref):
+            raise RuntimeError("disk on fire")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    landing.revoke(ref.lease)
+    assert landing.count()[SlotState.FREE] == 1
+
+
+def test_ending_a_lease_twice_does_nothing_to_its_successor() -> None:
+    landing = carved(1)
+    first = leased(landing)
+    landing.release(first.lease)
+    second = leased(landing)
+    for end in (landing.release, landing.revoke, landing.hand_over):
+        end(first.lease)
+        end(12345)
+    assert landing.open_for_writing(second)
+    assert landing.count()[SlotState.FREE] == 0
+    landing.enter(second)
+    landing.revoke(second.lease)
+    landing.release(second.lease)
+    landing.revoke(second.lease)
+    landing.leave(second)
+    assert landing.count()[SlotState.FREE] == 1
+    assert leased(landing).lease > second.lease
+    assert landing.lease(b"engine") is None, "a slot ended twice must not be lent twice"
+
+
+def test_counts_tell_every_state() -> None:
+    landing = carved(4)
+    _filling, landed, quarantined = leased(landing), leased(landing), leased(landing)
+    landing.hand_over(landed.lease)
+    landing.enter(quarantined)
+    landing.revoke(quarantined.lease)
+    assert landing.count() == dict.fromkeys(SlotState, 1)
+    assert [state.value for state in SlotState] == ["free", "filling", "landed", "quarantined"]
+
+
+def test_the_file_has_its_mode_and_size_and_shows_what_is_written(tmp_path: Path) -> None:
     path = tmp_path / "landing"
-    landing = LandingBuffer(3 * PAGE, path, mode=0o600)
-    assert path.stat().st_size == 3 * PAGE
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    landing.carve(PAGE)
-    with landing.writer(lease(landing)) as slot:
-        slot[:2] = b"hi"
-    assert path.read_bytes()[:2] == b"hi"
+    path.write_text("left by a sidecar that crashed")
+    landing = LandingBuffer(3 * PAGE + 5, path, 0o640)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert path.stat().st_size == 3 * PAGE + 5
+    assert path.stat().st_blocks * 512 >= 3 * PAGE, "its pages are there, not promised"
+    assert landing.carve(PAGE) == 3
+    ref = leased(landing)
+    fill(landing, ref, 7)
+    assert path.read_bytes()[ref.slot * PAGE : (ref.slot + 1) * PAGE] == b"\x07" * PAGE
     landing.close()
+    landing.close()
+    assert not path.exists()
+    assert content(landing, ref) == b"\x07" * PAGE, "the mapping stays"
+
+
+def test_a_file_system_without_room_says_so_and_keeps_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "landing"
+    with pytest.raises(SettingsError, match="landingBuffer: no room for"):
+        LandingBuffer(1 << 60, path)
     assert not path.exists()
 
 
-def test_threads_never_meet_in_a_slot() -> None:
-    """Writers whose leases are revoked under them, and others that get the slots: nobody sees another's bytes."""
-    landing = buffer_of(3)
-    mixed: list[bytes] = []
+class Disturbed(AssertionError):
+    """A slot held bytes of somebody else."""
 
-    def work(name: int) -> None:
-        for _ in range(300):
-            ref = landing.lease(b"engine")
-            if ref is None:
-                continue
-            try:
-                with landing.writer(ref) as slot:
-                    slot[:] = bytes([name]) * PAGE
-                    landing.revoke(ref.lease)
-                    if set(slot) != {name}:
-                        mixed.append(bytes(slot))
-            except Cancelled:
-                mixed.append(b"a fresh lease was not open")
 
-    threads = [threading.Thread(target=work, args=(name,)) for name in range(1, 6)]
+def _one_fetch(landing: LandingBuffer, owner: int, rng: random.Random) -> SlotRef | None:
+    """Lease, write everywhere, check that nobody else did, and end the lease in one of the ways there are."""
+    ref = landing.lease(bytes([owner]))
+    if ref is None:
+        return None
+    late = threading.Thread(target=_late_writer, args=(landing, ref, owner)) if rng.random() < 0.3 else None
+    if late is not None:
+        late.start()
+    with landing.writer(ref) as view:
+        if strangers := set(bytes(view)) - {0, owner}:
+            raise Disturbed(f"slot {ref.slot} of {owner} holds bytes of {strangers}")
+        view[:] = bytes([owner]) * len(view)
+        if set(bytes(view)) != {owner}:
+            raise Disturbed(f"slot {ref.slot} of {owner} was written by another")
+    if rng.random() < 0.5:
+        landing.hand_over(ref.lease)
+        landing.release(ref.lease)
+    landing.revoke(ref.lease)
+    if late is not None:
+        late.join()
+    return ref
+
+
+def _late_writer(landing: LandingBuffer, ref: SlotRef, owner: int) -> None:
+    """Write as long as the lease is open, like a data plane that does not know yet that it was cancelled."""
+    for _ in range(20):
+        try:
+            with landing.writer(ref) as view:
+                view[:] = bytes([owner]) * len(view)
+        except Cancelled:
+            return
+
+
+def test_owners_on_many_threads_never_see_one_another() -> None:
+    landing = carved(3)
+    leases: list[int] = []
+    trouble: list[BaseException] = []
+
+    def work(owner: int) -> None:
+        rng = random.Random(owner)
+        try:
+            refs = [_one_fetch(landing, owner, rng) for _ in range(150)]
+            leases.extend(ref.lease for ref in refs if ref is not None)
+        except BaseException as error:
+            trouble.append(error)
+
+    threads = [threading.Thread(target=work, args=(owner,)) for owner in range(1, 7)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert not mixed
+    assert not trouble
+    assert len(leases) == len(set(leases)) > 100
     assert landing.count()[SlotState.FREE] == 3

@@ -13,7 +13,7 @@ from shadowserve_dataplane.codec.tiers import LandingMode, Tier
 from shadowserve_dataplane.deadline import Deadline
 from shadowserve_dataplane.errors import Cancelled, ChunkOutcome
 from shadowserve_dataplane.place.base import Placement
-from shadowserve_dataplane.place.loopback import Fault, FaultPlan, LoopbackTarget
+from shadowserve_dataplane.place.loopback import Fault, FaultPlan, LoopbackPlacement, LoopbackTarget
 from shadowserve_dataplane.place.shared_memory import SharedMemoryTarget
 from shadowserve_dataplane.store.topology import slot_of
 
@@ -121,6 +121,21 @@ def test_a_stalled_store_costs_the_deadline_and_no_more(redis_standalone: RedisS
         assert bench.fetch(bench.job(keys)).outcomes() == [LANDED] * 4
 
 
+def test_a_job_that_no_worker_begins_ends_at_its_deadline(redis_standalone: RedisServer) -> None:
+    chunks = make_stored(8)
+    put(redis_standalone, chunks)
+    keys = [chunk.key for chunk in chunks]
+    with PipelineBench(redis_standalone.settings(), slots=20) as bench:
+        redis_standalone.pause()
+        first = bench.fetch(bench.job(keys))
+        wait_until(lambda: bench.pipeline.store_connections == 2, "both workers to be at it", SECONDS)
+        assert bench.fetch(bench.job(keys[:4], seconds=0.2)).outcomes() == [ChunkOutcome.DEADLINE] * 4
+        assert bench.fetch(bench.job(keys[:4], seconds=0)).outcomes() == [ChunkOutcome.DEADLINE] * 4
+        assert not first.seen
+        redis_standalone.resume()
+        assert first.outcomes() == [LANDED] * 8
+
+
 def test_a_store_that_dies_fails_its_chunks_and_serves_again_later(redis_standalone: RedisServer) -> None:
     chunks = make_stored(4)
     with PipelineBench(redis_standalone.settings()) as bench:
@@ -217,6 +232,28 @@ def test_a_bug_in_whoever_takes_results_kills_no_worker(redis_standalone: RedisS
         assert told.wait(SECONDS)
         assert bench.fetch(bench.job(keys)).outcomes() == [LANDED] * 3
         wait_until(lambda: bench.pipeline.unanswered_chunks == 0, "the first job to be forgotten", SECONDS)
+
+
+class Counting(LoopbackTarget):
+    """Counts how often it is opened."""
+
+    opened = 0
+
+    def open(self) -> LoopbackPlacement:
+        self.opened += 1
+        return super().open()
+
+
+def test_placements_stay_open_for_the_next_job(redis_standalone: RedisServer) -> None:
+    chunks = make_stored(2)
+    put(redis_standalone, chunks)
+    with PipelineBench(redis_standalone.settings(), workers=2) as bench:
+        targets = [Counting(bench.landing), Counting(bench.landing)]
+        for target in targets * 4:
+            job = bench.job([chunk.key for chunk in chunks])
+            assert bench.fetch(job, target).outcomes() == [LANDED] * 2
+            bench.end(job)
+        assert max(target.opened for target in targets) <= 2
 
 
 def test_many_jobs_at_once(redis_standalone: RedisServer) -> None:

@@ -9,6 +9,7 @@ The pipeline does not know where it runs: data-plane process, sidecar and benchm
 """
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from functools import partial
 from shadowserve_dataplane.codec.format import Limits
 from shadowserve_dataplane.deadline import Deadline
 from shadowserve_dataplane.errors import Cancelled, ChunkOutcome, SettingsError, ShadowServeError
+from shadowserve_dataplane.fetch.placements import PlacementShelf
 from shadowserve_dataplane.fetch.plan import ChunkRequest, FetchJob
 from shadowserve_dataplane.fetch.report import ChunkResult, NoObserver, PipelineObserver
 from shadowserve_dataplane.fetch.restore import ChunkRestorer, DecoderShelf
@@ -86,7 +88,10 @@ class Pipeline:
         self._queue: deque[_ActiveJob] = deque()
         self._unanswered: dict[int, int] = {}
         self._closing = False
-        self._changed = threading.Condition()
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)
+        self._sooner = threading.Condition(lock)
+        self._woken_at = math.inf
         self._buffers = BufferPool(
             settings.max_chunk_bytes, settings.workers * settings.buffers_per_worker, "chunk buffers"
         )
@@ -95,6 +100,7 @@ class Pipeline:
             threading.Thread(target=_Worker(self, getter).run, name=f"pipeline-{number}", daemon=True)
             for number, getter in enumerate(self._getters)
         ]
+        self._threads.append(threading.Thread(target=self._keep_time, name="pipeline-time", daemon=True))
         for thread in self._threads:
             thread.start()
 
@@ -106,7 +112,7 @@ class Pipeline:
     @property
     def store_connections(self) -> int:
         """Connections to the store that are open."""
-        return sum(lane.connected for getter in self._getters for lane in getter.lanes)
+        return sum(lane.connected for getter in self._getters for lane in list(getter.lanes))
 
     @property
     def unanswered_chunks(self) -> int:
@@ -130,6 +136,8 @@ class Pipeline:
             for _ in job.chunks:
                 self._observer.chunk_began()
             self._changed.notify(min(len(job.chunks), self._settings.workers))
+            if job.deadline.at < self._woken_at:
+                self._sooner.notify()
 
     def cancel(self, job: int) -> None:
         """Stop a job: its chunks end as cancelled within 50 ms or so. Harmless for one that has ended."""
@@ -138,14 +146,14 @@ class Pipeline:
         if active is None:
             return
         active.cancelled = True
-        while (request := active.claim()) is not None:
-            self.report(active, ChunkResult(job, request.index, ChunkOutcome.CANCELLED, detail="cancelled"))
+        self.fail_unclaimed(active, ChunkOutcome.CANCELLED, "cancelled")
 
     def close(self, drain: Deadline) -> None:
         """Take no more jobs, let those under way finish until `drain`, cancel the rest, and stop the threads."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+            self._sooner.notify()
             self._changed.wait_for(lambda: not self._jobs, min(drain.remaining(), threading.TIMEOUT_MAX))
             left = list(self._jobs)
         for job in left:
@@ -179,6 +187,30 @@ class Pipeline:
                 if not self._unanswered[result.job]:
                     del self._unanswered[result.job], self._jobs[result.job]
                     self._changed.notify_all()
+                    if self._closing:
+                        self._sooner.notify()
+
+    def fail_unclaimed(self, active: _ActiveJob, outcome: ChunkOutcome, why: str) -> None:
+        """Report every chunk that nobody has claimed as failed. For workers."""
+        while (request := active.claim()) is not None:
+            self.report(active, ChunkResult(active.job.job, request.index, outcome, detail=why))
+
+    def _keep_time(self) -> None:
+        """End chunks at their deadline that no worker has begun; what a worker has begun ends in its hands."""
+        while (overdue := self._next_overdue()) is not None:
+            for active in overdue:
+                self.fail_unclaimed(active, ChunkOutcome.DEADLINE, "no worker was free before the deadline")
+
+    def _next_overdue(self) -> list[_ActiveJob] | None:
+        with self._changed:
+            while self._jobs or not self._closing:
+                waiting = [active for active in self._jobs.values() if active.waiting]
+                if overdue := [active for active in waiting if active.job.deadline.expired]:
+                    return overdue
+                first = min((active.job.deadline for active in waiting), default=Deadline.never())
+                self._woken_at = first.at
+                self._sooner.wait(min(first.remaining(), threading.TIMEOUT_MAX))
+            return None
 
 
 class _Worker:
@@ -188,20 +220,19 @@ class _Worker:
         self._pipeline = pipeline
         self._getter = getter
         self._shelf = DecoderShelf()
-        self._target: PlacementTarget | None = None
-        self._placement: Placement | None = None
+        self._placements = PlacementShelf()
 
     def run(self) -> None:
         """Work until the pipeline closes; a job that fails in a way nobody thought of fails alone."""
         while (active := self._pipeline.next_job()) is not None:
             try:
-                placement = self._placement_into(active.target)
+                placement = self._placements.into(active.target)
             except Exception as error:
                 _log.exception("job %d: its placement cannot be opened", active.job.job)
-                self._fail_unclaimed(active, error)
+                self._pipeline.fail_unclaimed(active, ChunkOutcome.PLACE_ERROR, repr(error))
             else:
                 self._restore(active, placement)
-        self._close_placement()
+        self._placements.close()
         self._getter.close()
 
     def _restore(self, active: _ActiveJob, placement: Placement) -> None:
@@ -212,26 +243,12 @@ class _Worker:
             self._getter.get(claims, restorer, active.job.deadline, lambda: active.cancelled)
         except Exception as error:
             _log.exception("job %d: a worker met an unexpected error", active.job.job)
-            restorer.fail_all(ShadowServeError(f"unexpected: {error!r}"))
-
-    def _fail_unclaimed(self, active: _ActiveJob, error: Exception) -> None:
-        while (request := active.claim()) is not None:
-            outcome = ChunkOutcome.PLACE_ERROR
-            self._pipeline.report(active, ChunkResult(active.job.job, request.index, outcome, detail=repr(error)))
+            if not restorer.fail_all(ShadowServeError(f"unexpected: {error!r}")):  # so trying again would not help
+                self._pipeline.fail_unclaimed(active, ChunkOutcome.STORE_ERROR, f"unexpected: {error!r}")
+            self._placements.drop(active.target)
 
     @staticmethod
     def _claims(active: _ActiveJob, restorer: ChunkRestorer) -> Iterator[BulkRequest]:
         while (request := active.claim()) is not None:
             restorer.expect(request)
             yield BulkRequest(request.index, request.key)
-
-    def _placement_into(self, target: PlacementTarget) -> Placement:
-        if self._placement is None or self._target is not target:
-            self._close_placement()
-            self._target, self._placement = target, target.open()
-        return self._placement
-
-    def _close_placement(self) -> None:
-        if self._placement is not None:
-            self._placement.close()
-            self._placement = None

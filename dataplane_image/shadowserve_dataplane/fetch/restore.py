@@ -97,6 +97,13 @@ class ChunkRestorer:
     def received(self, index: int, view: memoryview, available: int) -> None:
         """Restore every frame that is whole by now."""
         progress = self._progress[index]
+        try:
+            self._restore_whole_frames(progress, view, available)
+        except Exception:
+            self._abort(progress)  # at once: the rest of a damaged chunk may be long in coming, and the slot is held
+            raise
+
+    def _restore_whole_frames(self, progress: _Progress, view: memoryview, available: int) -> None:
         if progress.opened is None and not self._open(progress, view, available):
             return
         opened = progress.opened
@@ -115,7 +122,7 @@ class ChunkRestorer:
         progress = self._progress[index]
         opened = progress.opened
         if opened is None:
-            raise ChunkDamaged("chunk: length", f"at least {PREFIX_BYTES} bytes", f"{progress.size} bytes")
+            raise ChunkDamaged("chunk: length", "at least a whole header", f"{progress.size} bytes")
         progress.placing = True
         self._placement.finish(progress.request.ref, progress.placed_bytes)
         stages = progress.stages
@@ -130,16 +137,15 @@ class ChunkRestorer:
     def failed(self, index: int, error: ShadowServeError) -> None:
         """It will not come."""
         progress = self._progress[index]
-        try:
-            self._placement.abort(progress.request.ref)
-        except Exception:
-            _log.exception("job %d: its placement cannot abort", self._job.job)
+        self._abort(progress)
         self._end(progress, outcome_of(error, progress.placing), str(error))
 
-    def fail_all(self, error: ShadowServeError) -> None:
-        """Give up every chunk that has no result yet."""
-        for index in list(self._progress):
+    def fail_all(self, error: ShadowServeError) -> int:
+        """Give up every chunk that has no result yet; return how many there were."""
+        left = list(self._progress)
+        for index in left:
             self.failed(index, error)
+        return len(left)
 
     def _open(self, progress: _Progress, view: memoryview, available: int) -> bool:
         if available < PREFIX_BYTES or available < header_length(view[:available], self._limits):
@@ -152,6 +158,12 @@ class ChunkRestorer:
         progress.opened = _Open(header, layout, decoder, decoder.begin(header, layout))
         self._place_bytes(progress, layout.header())
         return True
+
+    def _abort(self, progress: _Progress) -> None:
+        try:
+            self._placement.abort(progress.request.ref)
+        except Exception:
+            _log.exception("job %d: its placement cannot abort", self._job.job)
 
     def _place_bytes(self, progress: _Progress, data: bytes) -> None:
         ref = progress.request.ref

@@ -162,6 +162,22 @@ async def test_a_caller_that_hangs_up_cancels_its_fetch(
     redis_standalone.resume()
 
 
+async def test_a_job_under_way_is_not_taken_twice(
+    process: Process, sidecar: Sidecar, redis_standalone: RedisServer
+) -> None:
+    remote = await attached(process, sidecar)
+    redis_standalone.pause()
+    job = job_for(sidecar, redis_standalone, [ChunkKey(bytes(32))])
+    first = asyncio.ensure_future(fetched(remote, job))
+    in_flight = "shadowserve_in_flight_chunks"
+    await asyncio.to_thread(wait_until, lambda: process.metrics()[in_flight] == 1, "the fetch to begin", SECONDS)
+    with pytest.raises(NetworkError, match=f"job {job.job} is under way"):
+        await fetched(remote, job)
+    redis_standalone.resume()
+    assert (await first)[0].outcome is ChunkOutcome.MISSING
+    await remote.close()
+
+
 async def test_an_unknown_attachment_is_told_to_attach(
     process: Process, sidecar: Sidecar, redis_standalone: RedisServer
 ) -> None:
@@ -188,6 +204,7 @@ async def test_another_protocol_version_is_refused_in_words(process: Process, mo
         ({"shape": wire.Shape(layers=999, kv_heads=99, head_dim=99, tokens=99, dtype="float32")}, "--max-chunk-bytes"),
         ({"chunks": [wire.Chunk(index=0, key=b"short")]}, "a key that is not 32 bytes long"),
         ({"chunks": [wire.Chunk(index=1, key=bytes(32))] * 2}, "an index comes twice"),
+        ({"chunks": [wire.Chunk(index=i, key=bytes(32), slot=3) for i in range(2)]}, "a slot comes twice"),
         ({"deadline_ms": 4_000_000_000}, "deadline_ms: 4000000000"),
     ],
 )

@@ -17,6 +17,8 @@ from shadowserve_dataplane.place.tcp import TcpTarget
 
 MAX_CHUNKS = 65_536
 _MAX_DEADLINE_MS = 3_600_000
+_MOST_COMPRESSED = 16
+"""No tier makes a chunk smaller than its values by more: one that could only be larger than a buffer is refused."""
 _LIMITS = {"layers": 1024, "kv_heads": 4096, "head_dim": 4096, "tokens": 4096}
 
 
@@ -40,8 +42,8 @@ def parse_attach(request: wire.AttachRequest, peer_host: str) -> TcpTarget:
     if request.protocol != PROTOCOL:
         words = f"this data plane speaks protocol {PROTOCOL}, the sidecar {request.protocol}; use matching versions"
         raise BadRequest(grpc.StatusCode.FAILED_PRECONDITION, words)
-    if request.WhichOneof("placement") != "tcp":
-        raise BadRequest(grpc.StatusCode.INVALID_ARGUMENT, "placement: this data plane knows only tcp")
+    if request.WhichOneof("placement") != "tcp" or not (request.tcp.host or peer_host):
+        raise BadRequest(grpc.StatusCode.INVALID_ARGUMENT, "placement: this data plane knows only tcp, to a host")
     tcp = request.tcp
     if len(tcp.token) != TOKEN_BYTES:
         raise BadRequest(grpc.StatusCode.INVALID_ARGUMENT, f"tcp.token: {len(tcp.token)} bytes, not {TOKEN_BYTES}")
@@ -53,7 +55,7 @@ def parse_attach(request: wire.AttachRequest, peer_host: str) -> TcpTarget:
 def parse_fetch(request: wire.FetchRequest, job: int, bounds: Bounds) -> FetchJob:
     """Return the job to run, under the pipeline's own number `job`."""
     shape = _shape(request.shape)
-    if shape.values_bytes > bounds.max_chunk_bytes:
+    if shape.values_bytes > _MOST_COMPRESSED * bounds.max_chunk_bytes:
         words = f"shape: chunks of {shape.values_bytes} bytes; raise --max-chunk-bytes ({bounds.max_chunk_bytes})"
         raise BadRequest(grpc.StatusCode.INVALID_ARGUMENT, words)
     if request.landing not in set(LandingMode):
@@ -82,6 +84,8 @@ def _chunks(request: wire.FetchRequest) -> tuple[ChunkRequest, ...]:
         raise BadRequest(grpc.StatusCode.INVALID_ARGUMENT, f"chunks: a key that is not {KEY_BYTES} bytes long")
     if len({chunk.index for chunk in request.chunks}) != len(request.chunks):
         raise BadRequest(grpc.StatusCode.INVALID_ARGUMENT, "chunks: an index comes twice")
+    if len({chunk.slot for chunk in request.chunks}) != len(request.chunks):
+        raise BadRequest(grpc.StatusCode.INVALID_ARGUMENT, "chunks: a slot comes twice")
     return tuple(
         ChunkRequest(chunk.index, ChunkKey(chunk.key), SlotRef(chunk.slot, chunk.lease)) for chunk in request.chunks
     )

@@ -67,6 +67,8 @@ class DataPlaneService(DataPlaneServicer):
         results: asyncio.Queue[ChunkResult] = asyncio.Queue()
         try:
             attachment = self._attached(request.attachment)
+            if request.job in attachment.jobs:
+                raise BadRequest(grpc.StatusCode.ALREADY_EXISTS, f"job {request.job} is under way")
             job = parse_fetch(request, number, self._bounds)
             self._pipeline.submit(job, attachment.target, _into(results))
         except BadRequest as error:

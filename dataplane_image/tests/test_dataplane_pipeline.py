@@ -183,6 +183,20 @@ def test_a_failing_placement_fails_its_chunk_and_recovers(redis_standalone: Redi
         assert outcomes.count(LANDED) == 3
 
 
+def test_a_placement_that_stalls_costs_the_deadline_or_the_cancellation(redis_standalone: RedisServer) -> None:
+    chunks = make_stored(4)
+    put(redis_standalone, chunks)
+    keys = [chunk.key for chunk in chunks]
+    with PipelineBench(redis_standalone.settings(), slots=12) as bench:
+        stalled = LoopbackTarget(bench.landing, FaultPlan(gate=threading.Event(), gate_seconds=SECONDS))
+        assert bench.fetch(bench.job(keys, seconds=0.1), stalled).outcomes() == [ChunkOutcome.DEADLINE] * 4
+        job = bench.job(keys)
+        results = bench.fetch(job, stalled)
+        bench.pipeline.cancel(job.job)
+        assert results.outcomes() == [ChunkOutcome.CANCELLED] * 4
+        assert bench.fetch(bench.job(keys)).outcomes() == [LANDED] * 4
+
+
 class Exploding:
     """A target with a bug nobody thought of."""
 

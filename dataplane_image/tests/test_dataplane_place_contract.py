@@ -11,9 +11,11 @@ import pytest
 import xxhash
 from placements import KINDS, SLOT_BYTES, SLOTS, TOKEN, Arena, arena_of, opened, put, receiver_of
 from real_store import Certificate, free_port, wait_until
-from shadowserve_dataplane.errors import Cancelled, NetworkError, PeerProtocolError
+from shadowserve_dataplane.deadline import Deadline
+from shadowserve_dataplane.errors import Cancelled, DeadlineExceeded, NetworkError, PeerProtocolError
 from shadowserve_dataplane.landing import LandingBuffer, SlotRef, SlotState
 from shadowserve_dataplane.place import frames
+from shadowserve_dataplane.place.base import Patience
 from shadowserve_dataplane.place.frames import FrameKind, PlacementFrame, pack_frame, pack_greeting
 from shadowserve_dataplane.place.loopback import Fault, FaultPlan, LoopbackTarget
 from shadowserve_dataplane.place.tcp import TcpTarget
@@ -395,6 +397,34 @@ def test_a_receiver_that_takes_nothing_any_more_is_a_network_error(certificate: 
         silent.join(5)
 
 
+@pytest.mark.parametrize("error", [DeadlineExceeded, Cancelled])
+def test_whoever_places_waits_for_a_stalled_receiver_no_longer_than_it_wants(
+    error: type[Exception], tcp: Arena
+) -> None:
+    patience = Patience(Deadline.after(0)) if error is DeadlineExceeded else Patience(cancelled=lambda: True)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        release = threading.Event()
+        silent = threading.Thread(target=_welcome_and_stall, args=(server, release))
+        silent.start()
+        with opened(TcpTarget("127.0.0.1", server.getsockname()[1], TOKEN, send_timeout=60.0)) as placement:
+            put(placement, SlotRef(0, 1), 0, b"x")
+            placement.wait_as_long_as(patience)
+            with pytest.raises(error):
+                put_until_refused(placement, SlotRef(0, 1), 1, b"x" * (1 << 20))
+            placement.abort(SlotRef(0, 1))
+            release.set()
+        silent.join(5)
+
+
+def test_a_receiver_that_stalled_is_left_alone_for_a_while() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        target = TcpTarget("127.0.0.1", server.getsockname()[1], TOKEN, connect_timeout=0.05)
+        with opened(target) as placement:
+            for number, words in enumerate(("timed out", "stalled a moment ago")):
+                with pytest.raises(NetworkError, match=words):
+                    put(placement, SlotRef(number, number + 1), 0, b"hello")
+
+
 def _welcome_and_stall(server: socket.socket, release: threading.Event) -> None:
     stream, _ = server.accept()
     with stream:
@@ -459,7 +489,18 @@ def test_a_loopback_can_change_one_bit() -> None:
     assert sum(byte.bit_count() for byte in bytes(landing._view(0))) == 1
 
 
-def test_a_loopback_waits_at_its_gate_and_says_when_it_never_opens() -> None:
+@pytest.mark.parametrize("error", [DeadlineExceeded, Cancelled])
+def test_a_loopback_waits_at_its_gate_as_long_as_it_is_told(error: type[Exception]) -> None:
+    patience = Patience(Deadline.after(0.01)) if error is DeadlineExceeded else Patience(cancelled=lambda: True)
+    landing = LandingBuffer(SLOT_BYTES)
+    landing.carve(SLOT_BYTES)
+    with opened(LoopbackTarget(landing, FaultPlan(gate=threading.Event(), gate_seconds=60.0))) as placement:
+        placement.wait_as_long_as(patience)
+        with pytest.raises(error):
+            put(placement, SlotRef(0, 1), 0, b"never")
+
+
+def test_a_loopback_waits_at_its_gate_and_and_says_when_it_never_opens() -> None:
     landing = LandingBuffer(SLOT_BYTES)
     landing.carve(SLOT_BYTES)
     ref = landing.lease(b"engine")

@@ -23,7 +23,7 @@ from shadowserve_dataplane.fetch.placements import PlacementShelf
 from shadowserve_dataplane.fetch.plan import ChunkRequest, FetchJob
 from shadowserve_dataplane.fetch.report import ChunkResult, NoObserver, PipelineObserver
 from shadowserve_dataplane.fetch.restore import ChunkRestorer, DecoderShelf
-from shadowserve_dataplane.place.base import Placement, PlacementTarget
+from shadowserve_dataplane.place.base import Patience, Placement, PlacementTarget
 from shadowserve_dataplane.pool import BufferPool
 from shadowserve_dataplane.store.bulk import BulkGetter, BulkRequest
 from shadowserve_dataplane.store.discovery import TopologySource
@@ -238,9 +238,10 @@ class _Worker:
     def _restore(self, active: _ActiveJob, placement: Placement) -> None:
         report = partial(self._pipeline.report, active)
         restorer = ChunkRestorer(active.job, placement, self._shelf, self._pipeline.limits, report)
+        patience = Patience(active.job.deadline, lambda: active.cancelled)
         try:
-            claims = self._claims(active, restorer)
-            self._getter.get(claims, restorer, active.job.deadline, lambda: active.cancelled)
+            placement.wait_as_long_as(patience)
+            self._getter.get(self._claims(active, restorer), restorer, patience.deadline, patience.cancelled)
         except Exception as error:
             _log.exception("job %d: a worker met an unexpected error", active.job.job)
             if not restorer.fail_all(ShadowServeError(f"unexpected: {error!r}")):  # so trying again would not help

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from shadowserve_dataplane.deadline import Deadline
 from shadowserve_dataplane.errors import Cancelled, NetworkError
 from shadowserve_dataplane.landing import LandingBuffer, SlotRef
+from shadowserve_dataplane.place.base import POLL_SECONDS, Patience
 
 
 class Fault(Enum):
@@ -44,8 +46,6 @@ class LoopbackTarget:
 
     def next_fault(self) -> Fault | None:
         """Count a commit and return what goes wrong with it."""
-        if self.faults.gate is not None and not self.faults.gate.wait(self.faults.gate_seconds):
-            raise NetworkError("loopback: the gate did not open in time")
         with self._lock:
             fault = self.faults.at_commit.get(self.commits)
             self.commits += 1
@@ -61,6 +61,11 @@ class LoopbackPlacement:
         self._target = target
         self._buffer = memoryview(bytearray())
         self._received: dict[SlotRef, int] = {}
+        self._patience = Patience()
+
+    def wait_as_long_as(self, patience: Patience) -> None:
+        """Wait that long at the gate."""
+        self._patience = patience
 
     def reserve(self, ref: SlotRef, offset: int, length: int) -> memoryview:
         """Return a part of a buffer of this placement's own. Raises `NetworkError` after a disconnect."""
@@ -71,6 +76,7 @@ class LoopbackPlacement:
 
     def commit(self, ref: SlotRef, offset: int, length: int) -> None:
         """Copy the bytes into the slot, unless a fault says otherwise; under an ended lease they are dropped."""
+        self._pass_gate(self._target.faults)
         fault = self._target.next_fault()
         self._check_connected()
         if fault is Fault.FAIL:
@@ -106,6 +112,15 @@ class LoopbackPlacement:
     def close(self) -> None:
         """Forget everything."""
         self._received.clear()
+
+    def _pass_gate(self, faults: FaultPlan) -> None:
+        if faults.gate is None:
+            return
+        limit = Deadline.after(faults.gate_seconds)
+        while not faults.gate.wait(min(POLL_SECONDS, limit.remaining())):
+            self._patience.check()
+            if limit.expired:
+                raise NetworkError("loopback: the gate did not open in time")
 
     def _check_connected(self) -> None:
         if not self._target.connected:

@@ -2,6 +2,7 @@
 
 from shadowserve_dataplane.errors import Cancelled, NetworkError
 from shadowserve_dataplane.landing import LandingBuffer, SlotRef
+from shadowserve_dataplane.place.base import Patience
 
 
 class SharedMemoryTarget:
@@ -22,8 +23,11 @@ class SharedMemoryPlacement:
         self._landing = landing
         self._writing: SlotRef | None = None
 
+    def wait_as_long_as(self, patience: Patience) -> None:
+        """Do nothing: memory takes bytes at once."""
+
     def reserve(self, ref: SlotRef, offset: int, length: int) -> memoryview:
-        """Return that part of the slot. Raises `Cancelled` when the lease is not open, `NetworkError` outside the slot."""
+        """Return that part of the slot. Raises `Cancelled`, and `NetworkError` for a part outside."""
         self._leave()  # a frame that turned out damaged was reserved but not committed
         view = self._landing.enter(ref)
         self._writing = ref

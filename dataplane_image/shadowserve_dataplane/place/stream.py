@@ -8,6 +8,7 @@ import select
 import socket
 import ssl
 import struct
+from collections.abc import Callable
 
 _TIMEVAL = struct.Struct("@ll")
 
@@ -30,15 +31,19 @@ def keep_alive(stream: socket.socket) -> None:
         stream.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def send_all(stream: socket.socket, header: bytes, payload: memoryview) -> None:
-    """Send both. Raises `OSError`, also when nothing could be sent for as long as `limit_calls` says."""
+def send_all(stream: socket.socket, header: bytes, payload: memoryview, may_wait: Callable[[], None]) -> None:
+    """Send both. Raises `OSError`, and what `may_wait` raises.
+
+    `may_wait` is called whenever nothing could be sent for as long as `limit_calls` says; a frame is then half sent.
+    """
     left = [memoryview(header), payload]
-    try:
-        while left:
+    while left:
+        try:
             sent = stream.send(left[0]) if isinstance(stream, ssl.SSLSocket) else stream.sendmsg(left)
+        except (BlockingIOError, TimeoutError):  # from the kernel, and from TLS
+            may_wait()
+        else:
             left = _without(left, sent)
-    except BlockingIOError as error:
-        raise TimeoutError("the receiver takes nothing any more") from error
 
 
 def receive_some(stream: socket.socket, view: memoryview) -> int:

@@ -1,5 +1,6 @@
 """Placement on another host, the sender: a TCP (or TLS) stream to the sidecar, which writes its landing buffer."""
 
+import math
 import socket
 import ssl
 from contextlib import suppress
@@ -7,8 +8,10 @@ from dataclasses import dataclass
 
 import xxhash
 
-from shadowserve_dataplane.errors import NetworkError, PeerProtocolError
+from shadowserve_dataplane.deadline import Deadline
+from shadowserve_dataplane.errors import Cancelled, DeadlineExceeded, NetworkError, PeerProtocolError, ShadowServeError
 from shadowserve_dataplane.landing import SlotRef
+from shadowserve_dataplane.place.base import POLL_SECONDS, Patience
 from shadowserve_dataplane.place.frames import (
     ANSWER_BYTES,
     FrameKind,
@@ -20,6 +23,9 @@ from shadowserve_dataplane.place.frames import (
 from shadowserve_dataplane.place.stream import hung_up, keep_alive, limit_calls, receive_all, send_all
 
 _FIRST_BUFFER_BYTES = 256 * 1024
+_SHORTEST_TIMEOUT = 0.01
+_STALLED_SECONDS = 1.0
+"""So long nobody tries again after a time-out: the chunks of other sidecars need this thread too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,7 @@ class TcpTarget:
     token: bytes
     tls: ssl.SSLContext | None = None
     connect_timeout: float = 2.0
-    send_timeout: float = 5.0
+    send_timeout: float = 2.0
 
     def open(self) -> "TcpPlacement":
         """Return a placement for one worker thread."""
@@ -47,6 +53,12 @@ class TcpPlacement:
         self._buffer = memoryview(bytearray(_FIRST_BUFFER_BYTES))
         self._begun: set[SlotRef] = set()
         self._cut_off: set[SlotRef] = set()
+        self._patience = Patience()
+        self._stalled_until = Deadline(-math.inf)
+
+    def wait_as_long_as(self, patience: Patience) -> None:
+        """Wait that long for a receiver that takes nothing, and never longer than the target's `send_timeout`."""
+        self._patience = patience
 
     def reserve(self, ref: SlotRef, offset: int, length: int) -> memoryview:
         """Return a part of the send buffer. Raises `NetworkError` for a chunk that lost bytes with its connection."""
@@ -73,7 +85,7 @@ class TcpPlacement:
     def abort(self, ref: SlotRef) -> None:
         """Tell the receiver, if it can still be reached, that no more comes."""
         if ref in self._begun:
-            with suppress(NetworkError):
+            with suppress(ShadowServeError):
                 self._send(PlacementFrame(FrameKind.ABORT, ref, 0, 0, 0), self._buffer[:0])
         self._begun.discard(ref)
         self._cut_off.discard(ref)
@@ -96,14 +108,25 @@ class TcpPlacement:
 
     def _send(self, frame: PlacementFrame, payload: memoryview) -> None:
         try:
-            send_all(self._socket or self._connect(), pack_frame(frame), payload)
+            stream = self._socket or self._connect()
+            send_all(stream, pack_frame(frame), payload, _Wait(self._patience, self._target.send_timeout))
+        except (Cancelled, DeadlineExceeded):
+            self.close()  # a frame may be half sent
+            raise
         except (OSError, PeerProtocolError) as error:
             self.close()
+            if isinstance(error, TimeoutError):
+                self._patience.check()  # it may have been the deadline that made the time so short
+                self._stalled_until = Deadline.after(_STALLED_SECONDS)
             raise NetworkError(f"{self._name}: {error}") from error
 
     def _connect(self) -> socket.socket:
         target = self._target
-        stream = socket.create_connection((target.host, target.port), target.connect_timeout)
+        self._patience.check()
+        if not self._stalled_until.expired:
+            raise ConnectionError("the receiver stalled a moment ago")
+        timeout = max(_SHORTEST_TIMEOUT, min(target.connect_timeout, self._patience.deadline.remaining()))
+        stream = socket.create_connection((target.host, target.port), timeout)
         try:
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             keep_alive(stream)
@@ -114,9 +137,23 @@ class TcpPlacement:
             if not receive_all(stream, memoryview(answer)):
                 raise PeerProtocolError("the receiver hung up during the greeting")
             check_answer(bytes(answer))
-            limit_calls(stream, target.send_timeout)
+            limit_calls(stream, POLL_SECONDS)
         except BaseException:
             stream.close()
             raise
         self._socket = stream
         return stream
+
+
+class _Wait:
+    """Called when nothing could be sent for `POLL_SECONDS`; raises when that has gone on for too long."""
+
+    def __init__(self, patience: Patience, seconds: float) -> None:
+        self._patience = patience
+        self._seconds = seconds
+
+    def __call__(self) -> None:
+        self._patience.check()
+        self._seconds -= POLL_SECONDS
+        if self._seconds <= 0:
+            raise TimeoutError("the receiver takes nothing any more")

@@ -4,9 +4,9 @@ import time
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
 from shadowserve_dataplane.chunks import KvShape
+from shadowserve_dataplane.codec.bytewise import BytePlanes
 from shadowserve_dataplane.codec.dequantize import PlaneDequantizer
 from shadowserve_dataplane.codec.entropy import FrameInflater
 from shadowserve_dataplane.codec.format import (
@@ -24,30 +24,29 @@ from shadowserve_dataplane.codec.landed import ImageKind, LandedLayout
 from shadowserve_dataplane.codec.quantize import Bits, bits_dtype
 from shadowserve_dataplane.errors import ChunkDamaged
 
+_STEP_SPARE_BITS = 0xFF
+_INFINITE_BFLOAT16 = 0x7F80
+_NEGATIVE = 0x8000
+
 
 class FrameDecoder:
-    """Decodes the frames of chunks of one shape, one chunk at a time."""
+    """What decoding a frame needs: contexts and scratch, for chunks of one shape, one chunk at a time."""
 
     def __init__(self, shape: KvShape) -> None:
         self._shape = shape
         self._inflater = FrameInflater()
         frame_elements = planes_per_frame(shape) * shape.plane_elements
-        self._scratch = np.zeros(frame_elements * shape.dtype.itemsize, np.uint8)
-        self._parameters = memoryview(bytearray(parameters_bytes(shape)))
-        self._exact = memoryview(bytearray(exact_bytes(shape, MAX_EXACT_ROWS)))
+        self._scratch = memoryview(bytearray(frame_elements * shape.dtype.itemsize))
+        self._kept = {
+            FrameKind.PARAMETERS: memoryview(bytearray(parameters_bytes(shape))),
+            FrameKind.EXACT: memoryview(bytearray(exact_bytes(shape, MAX_EXACT_ROWS))),
+        }
         self._dequantizer = PlaneDequantizer(shape)
+        self._bytewise = BytePlanes(frame_elements, shape.dtype)
 
     def begin(self, header: ChunkHeader, layout: LandedLayout) -> "ChunkDecode":
         """Return the decode of one chunk; it ends any earlier one of this decoder."""
         return ChunkDecode(self, header, layout)
-
-    def verified(self, number: int, frame: FrameEntry, encoded: memoryview) -> str:
-        """Return the frame's name. Raises `ChunkDamaged` when its bytes are not those that were written."""
-        place = f"frame {number} ({frame.kind.name})"
-        found = xxhash.xxh3_64_intdigest(encoded)
-        if found != frame.checksum:
-            raise ChunkDamaged(f"{place}: checksum", frame.checksum, found)
-        return place
 
     def unpack(self, frame: FrameEntry, encoded: memoryview, destination: memoryview, place: str) -> None:
         """Undo the entropy coding of `frame` into `destination`, `frame.raw_bytes` long."""
@@ -56,51 +55,42 @@ class FrameDecoder:
         else:
             self._inflater.inflate(encoded, destination, place)
 
-    def interleave(self, frame: FrameEntry, encoded: memoryview, destination: memoryview, place: str) -> None:
-        """Undo the byte planes of a VALUES frame into `destination`."""
-        item = self._shape.dtype.itemsize
-        by_byte = self._scratch[: frame.raw_bytes]
-        self.unpack(frame, encoded, by_byte.data, place)
-        values = np.frombuffer(destination, np.uint8).reshape(-1, item)
-        for byte, plane in enumerate(by_byte.reshape(item, -1)):
-            values[:, byte] = plane
+    def kept(self, frame: FrameEntry) -> memoryview:
+        """Return where a PARAMETERS or EXACT frame is kept for the frames that it helps to dequantise."""
+        return self._kept[frame.kind][: frame.raw_bytes]
 
-    def keep(self, frame: FrameEntry, encoded: memoryview, place: str) -> None:
-        """Keep a PARAMETERS or EXACT frame for the dequantisation of the frames that follow."""
-        kept = self._parameters if frame.kind is FrameKind.PARAMETERS else self._exact
-        self.unpack(frame, encoded, kept[: frame.raw_bytes], place)
+    def join_bytes(self, frame: FrameEntry, encoded: memoryview, destination: memoryview, place: str) -> None:
+        """Turn a VALUES frame into values in `destination`."""
+        shape, by_byte = self._shape, self._scratch[: frame.raw_bytes]
+        self.unpack(frame, encoded, by_byte, place)
+        planes = np.frombuffer(by_byte, np.uint8).reshape(shape.dtype.itemsize, -1)
+        self._bytewise.join(planes, np.frombuffer(destination, bits_dtype(shape.dtype)))
 
     def dequantize(self, header: ChunkHeader, frame: FrameEntry, destination: memoryview) -> None:
         """Turn the codes in scratch into values in `destination`, exact rows included."""
         shape = self._shape
-        steps = np.frombuffer(self._parameters, np.float32, shape.planes)
-        means = np.frombuffer(self._parameters, np.uint16, offset=4 * shape.planes).reshape(shape.planes, -1)
-        codes = self._scratch[: frame.raw_bytes].view(np.int8).reshape(frame.planes, shape.tokens, shape.channels)
+        kept = self._kept[FrameKind.PARAMETERS]
+        steps = np.frombuffer(kept, np.float32, shape.planes)
+        means = np.frombuffer(kept, np.uint16, offset=steps.nbytes).reshape(shape.planes, -1)
+        codes = np.frombuffer(self._scratch, np.int8, frame.raw_bytes).reshape(-1, shape.tokens, shape.channels)
         out = np.frombuffer(destination, bits_dtype(shape.dtype)).reshape(codes.shape)
         tokens, rows = self._exact_rows(header.exact_rows)
         for plane in range(frame.planes):
             number = frame.first_plane + plane
             self._dequantizer.plane(codes[plane], steps[number], means[number], out[plane])
-            if header.exact_rows:
-                out[plane, tokens] = rows[:, number]
+            for row, token in enumerate(tokens):
+                out[plane, token] = rows[row, number]
 
-    def _exact_rows(self, count: int) -> tuple[NDArray[np.uint16], Bits]:
-        shape = self._shape
-        tokens = np.frombuffer(self._exact, np.uint16, count)
-        start = exact_positions_bytes(count)
-        rows: Bits = np.frombuffer(self._exact, bits_dtype(shape.dtype), count * shape.planes * shape.channels, start)
-        return tokens, rows.reshape(count, shape.planes, shape.channels)
-
-    def check_exact(self, header: ChunkHeader, block: memoryview, place: str) -> None:
-        """Raise `ChunkDamaged` when the exact rows name tokens that the chunk does not have."""
-        tokens = np.frombuffer(block, np.uint16, header.exact_rows)
-        if header.exact_rows and int(tokens.max()) >= self._shape.tokens:
-            raise ChunkDamaged(f"{place}: token", f"below {self._shape.tokens}", f"{int(tokens.max())}")
+    def _exact_rows(self, count: int) -> tuple[list[int], Bits]:
+        shape, kept = self._shape, self._kept[FrameKind.EXACT]
+        start, elements = exact_positions_bytes(count), count * shape.planes * shape.channels
+        rows: Bits = np.frombuffer(kept, bits_dtype(shape.dtype), elements, start)
+        return np.frombuffer(kept, np.uint16, count).tolist(), rows.reshape(count, shape.planes, shape.channels)
 
     @property
     def scratch(self) -> memoryview:
         """One frame's codes."""
-        return self._scratch.data
+        return self._scratch
 
 
 class ChunkDecode:
@@ -115,23 +105,60 @@ class ChunkDecode:
     def decode(self, number: int, encoded: memoryview, destination: memoryview | None) -> None:
         """Verify frame `number` and write what lands to `destination`.
 
-        `destination` has the length that `layout.destination(frame)` says; None where that is None.
-        Raises `ChunkDamaged` naming the frame.
+        Frames are decoded in order. `destination` has the length that `layout.destination(frame)` says; None where that
+        is None. Raises `ChunkDamaged` naming the frame.
         """
         frame, decoder = self._header.frames[number], self._decoder
-        place = decoder.verified(number, frame, encoded)
-        if destination is None:
-            decoder.keep(frame, encoded, place)
-            if frame.kind is FrameKind.EXACT:
-                decoder.check_exact(self._header, decoder._exact, place)
-        elif frame.kind is FrameKind.VALUES:
-            decoder.interleave(frame, encoded, destination, place)
-        elif frame.kind is FrameKind.CODES and self._layout.kind is ImageKind.VALUES:
+        place = verified(number, frame, encoded)
+        if frame.kind in (FrameKind.PARAMETERS, FrameKind.EXACT):
+            raw = decoder.kept(frame) if destination is None else destination
+            decoder.unpack(frame, encoded, raw, place)
+            _check_aside(self._header, frame, raw, place)
+            return
+        assert destination is not None, "codes and values always land"
+        if frame.kind is FrameKind.VALUES:
+            decoder.join_bytes(frame, encoded, destination, place)
+        elif self._layout.kind is ImageKind.CODES:
+            decoder.unpack(frame, encoded, destination, place)
+        else:
             decoder.unpack(frame, encoded, decoder.scratch[: frame.raw_bytes], place)
             start = time.perf_counter()
             decoder.dequantize(self._header, frame, destination)
             self.dequantize_seconds += time.perf_counter() - start
-        else:
-            decoder.unpack(frame, encoded, destination, place)
-            if frame.kind is FrameKind.EXACT:
-                decoder.check_exact(self._header, destination, place)
+
+
+def verified(number: int, frame: FrameEntry, encoded: memoryview) -> str:
+    """Return the frame's name. Raises `ChunkDamaged` when its bytes are not those that were written."""
+    place = f"frame {number} ({frame.kind.name})"
+    found = xxhash.xxh3_64_intdigest(encoded)
+    if found != frame.checksum:
+        raise ChunkDamaged(f"{place}: checksum", frame.checksum, found)
+    return place
+
+
+def _check_aside(header: ChunkHeader, frame: FrameEntry, raw: memoryview, place: str) -> None:
+    if frame.kind is FrameKind.PARAMETERS:
+        _check_parameters(header.shape, raw, place)
+    else:
+        _check_exact_tokens(header, raw, place)
+
+
+def _check_parameters(shape: KvShape, raw: memoryview, place: str) -> None:
+    """Raise `ChunkDamaged` unless every step is positive, finite and short, and every mean finite.
+
+    Only reductions over the arrays as they are: this runs for every chunk.
+    """
+    steps = np.frombuffer(raw, np.float32, shape.planes)
+    short = int(np.bitwise_or.reduce(steps.view(np.uint32))) & _STEP_SPARE_BITS == 0
+    if not (short and steps.min() > 0 and steps.max() < np.inf):
+        raise ChunkDamaged(f"{place}: steps", "positive and finite, 16 significant bits", "others")
+    means = np.frombuffer(raw, np.uint16, offset=steps.nbytes)
+    if means.view(np.int16).max() >= _INFINITE_BFLOAT16 or means.max() >= _NEGATIVE + _INFINITE_BFLOAT16:
+        raise ChunkDamaged(f"{place}: means", "finite", "NaN or infinity")
+
+
+def _check_exact_tokens(header: ChunkHeader, raw: memoryview, place: str) -> None:
+    """Raise `ChunkDamaged` unless the exact rows name tokens that the chunk has, each once, ascending."""
+    tokens = np.frombuffer(raw, np.uint16, header.exact_rows).tolist()
+    if tokens != sorted(set(tokens)) or tokens[-1] >= header.shape.tokens:
+        raise ChunkDamaged(f"{place}: tokens", f"ascending, below {header.shape.tokens}", f"{tokens}")

@@ -1,33 +1,45 @@
-"""Codes to values in numpy: the fallback where there is no torch, on scratch that is made once."""
+"""Codes to values in numpy, on scratch that is made once: no allocation and no GIL while a plane is worked on."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shadowserve_dataplane.chunks import KvDtype, KvShape
-from shadowserve_dataplane.codec.quantize import Bits, from_bfloat16_bits
+from shadowserve_dataplane.codec.quantize import Bits, widen
 
 
 class PlaneDequantizer:
-    """Dequantises plane after plane into bits of the dtype; not thread-safe."""
+    """Dequantises plane after plane into bits of the dtype; not thread-safe.
+
+    Casts and broadcasts are left to `copyto`: an arithmetic operation that also casts or broadcasts allocates buffers.
+    """
 
     def __init__(self, shape: KvShape) -> None:
         self._dtype = shape.dtype
         self._floats = np.zeros((shape.tokens, shape.channels), np.float32)
         self._words = self._floats.view(np.uint32)
         self._odd = np.zeros_like(self._words)
+        self._offsets = self._odd.view(np.float32)
+        self._means = np.zeros(shape.channels, np.float32)
 
     def plane(self, codes: NDArray[np.int8], step: np.float32, means: NDArray[np.uint16], out: Bits) -> None:
         """Write the values of `codes` `[tokens][channels]` as bits of the dtype to `out`, same shape."""
-        np.multiply(codes, step, out=self._floats, casting="unsafe")
-        np.add(self._floats, from_bfloat16_bits(means), out=self._floats)
+        widen(means, KvDtype.BFLOAT16, self._means)
+        np.copyto(self._floats, codes)
+        np.multiply(self._floats, step, out=self._floats)
+        np.copyto(self._offsets, self._means)
+        np.add(self._floats, self._offsets, out=self._floats)
         if self._dtype is KvDtype.FLOAT32:
             np.copyto(out, self._words)
         elif self._dtype is KvDtype.FLOAT16:
             np.copyto(out.view(np.float16), self._floats, casting="unsafe")
         else:
-            np.right_shift(self._words, np.uint32(16), out=self._odd)
-            np.bitwise_and(self._odd, np.uint32(1), out=self._odd)
-            np.add(self._words, np.uint32(0x7FFF), out=self._words)
-            np.add(self._words, self._odd, out=self._words)
-            np.right_shift(self._words, np.uint32(16), out=self._words)
-            np.copyto(out, self._words, casting="unsafe")
+            self._round_to_bfloat16(out)
+
+    def _round_to_bfloat16(self, out: Bits) -> None:
+        """To nearest, ties to even: add half a unit less one, and one more where the last bit kept is odd."""
+        np.right_shift(self._words, np.uint32(16), out=self._odd)
+        np.bitwise_and(self._odd, np.uint32(1), out=self._odd)
+        np.add(self._words, np.uint32(0x7FFF), out=self._words)
+        np.add(self._words, self._odd, out=self._words)
+        np.right_shift(self._words, np.uint32(16), out=self._words)
+        np.copyto(out, self._words, casting="unsafe")

@@ -1,16 +1,15 @@
 """The encoder: canonical values of one chunk to its encoded bytes. numpy and zstd, on scratch that is made once."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
 from shadowserve_dataplane.chunks import ChunkKey, KvShape
+from shadowserve_dataplane.codec.bytewise import BytePlanes
 from shadowserve_dataplane.codec.entropy import frame_compressor
 from shadowserve_dataplane.codec.format import (
-    MAX_EXACT_ROWS,
-    SINK_TOKENS,
     ChunkHeader,
     Entropy,
     FrameEntry,
@@ -20,26 +19,12 @@ from shadowserve_dataplane.codec.format import (
     header_bytes_of,
     max_encoded_bytes,
     pack_header,
+    planes_per_frame,
 )
-from shadowserve_dataplane.codec.quantize import (
-    MAX_CODE,
-    Bits,
-    PlaneScratch,
-    as_bfloat16_bits,
-    bits_dtype,
-    from_bfloat16_bits,
-    step_up,
-    widen,
-)
+from shadowserve_dataplane.codec.quantize import Bits, ChunkQuantizer, bits_dtype
 from shadowserve_dataplane.codec.tiers import Tier
 
-
-@dataclass(slots=True)
-class _Quantized:
-    steps: NDArray[np.float32]
-    means: NDArray[np.uint16]
-    codes: NDArray[np.int8]
-    exact: list[int]
+Buffer = bytes | memoryview
 
 
 class Encoder:
@@ -50,14 +35,8 @@ class Encoder:
         self.tier = tier
         self._out = memoryview(bytearray(max_encoded_bytes(shape)))
         self._compressor = frame_compressor()
-        self._scratch = PlaneScratch.of(shape.tokens, shape.channels)
-        planes = 0 if tier is Tier.LOSSLESS else shape.planes
-        self._quantized = _Quantized(
-            steps=np.zeros(planes, np.float32),
-            means=np.zeros((planes, shape.channels), np.uint16),
-            codes=np.zeros((planes, shape.tokens, shape.channels), np.int8),
-            exact=[],
-        )
+        self._quantizer = None if tier is Tier.LOSSLESS else ChunkQuantizer(shape, tier)
+        self._bytewise = BytePlanes(planes_per_frame(shape) * shape.plane_elements, shape.dtype)
 
     @staticmethod
     def max_encoded_bytes(shape: KvShape) -> int:
@@ -67,86 +46,58 @@ class Encoder:
     def encode(self, values: memoryview, key: ChunkKey, begins_context: bool) -> memoryview:
         """Return the chunk, valid until the next call. `values` are canonical, `shape.values_bytes` long.
 
-        Raises `ValueError` when a lossy tier meets NaN or infinity, naming the plane.
+        Raises `ValueError` when `values` is not that long; when a lossy tier meets NaN or infinity, naming the plane.
         """
         shape = self.shape
-        bits: Bits = np.frombuffer(values, bits_dtype(shape.dtype), shape.elements)
+        if values.nbytes != shape.values_bytes:
+            raise ValueError(f"{values.nbytes} bytes of values; a chunk of this shape has {shape.values_bytes}")
+        bits: Bits = np.frombuffer(values, bits_dtype(shape.dtype))
         planes: Bits = bits.reshape(shape.planes, shape.tokens, shape.channels)
-        if self.tier is not Tier.LOSSLESS:
-            self._quantize(planes, begins_context)
-        exact = [] if self.tier is Tier.LOSSLESS else self._quantized.exact
+        exact: Sequence[int] = ()
+        if self._quantizer is not None:
+            self._quantizer.quantize(planes, begins_context)
+            exact = self._quantizer.exact
         wanted = frames_of(shape, self.tier, len(exact))
         start = at = header_bytes_of(len(wanted))
         entries = []
         for kind, first, count, _ in wanted:
-            entry = self._frame(kind, first, count, planes, at)
+            entry = self._frame(kind, first, planes[first : first + count], at)
             entries.append(entry)
             at += entry.encoded_bytes
         header = ChunkHeader(shape, key, self.tier, begins_context, len(exact), tuple(entries), start, at)
         pack_header(header, self._out)
         return self._out[:at]
 
-    def _quantize(self, planes: Bits, begins_context: bool) -> None:
-        sinks = min(SINK_TOKENS, self.shape.tokens) if begins_context else 0
-        self._quantized.exact = list(range(sinks))
-        for plane in range(self.shape.planes):
-            widen(planes[plane], self.shape.dtype, self._scratch)
-            self._quantize_plane(plane, sinks)
-        self._quantized.exact.sort()
-
-    def _quantize_plane(self, plane: int, sinks: int) -> None:
-        quantized, x = self._quantized, self._scratch.floats
-        body = x[sinks:]
-        rows = max(1, body.shape[0])
-        with np.errstate(all="ignore"):
-            means = as_bfloat16_bits(np.add.reduce(body, axis=0) / np.float32(rows))
-            np.subtract(x, from_bfloat16_bits(means), out=x)
-            sigma = float(np.sqrt(np.dot(body.reshape(-1), body.reshape(-1)) / max(1, body.size)))
-            if not np.isfinite(sigma):
-                raise ValueError(f"plane {plane}: NaN or infinity cannot be quantised; tier Lossless keeps any value")
-            step = self._step(body, sinks, step_up(sigma * self.tier.step_in_sigmas))
-            np.multiply(x, np.float32(1) / step, out=x)
-            np.rint(x, out=x)
-            np.clip(x, -MAX_CODE, MAX_CODE, out=x)
-            np.copyto(quantized.codes[plane], x, casting="unsafe")
-        quantized.steps[plane], quantized.means[plane] = step, means
-
-    def _step(self, body: NDArray[np.float32], sinks: int, step: np.float32) -> np.float32:
-        """Return the step; tokens that it would clip become exact rows, or the step is widened if they are many."""
-        if not body.size:
-            return step
-        furthest = max(float(body.max()), -float(body.min()))
-        if furthest <= (MAX_CODE + 0.5) * float(step):
-            return step
-        clipped = np.flatnonzero(np.abs(body).max(axis=1) > (MAX_CODE + 0.5) * step) + sinks
-        exact = sorted({*self._quantized.exact, *clipped.tolist()})
-        if len(exact) > MAX_EXACT_ROWS:
-            return step_up(furthest / MAX_CODE)
-        self._quantized.exact = exact
-        return step
-
-    def _frame(self, kind: FrameKind, first: int, count: int, planes: Bits, at: int) -> FrameEntry:
-        raw = self._raw(kind, planes[first : first + count], first)
-        packed: bytes | memoryview = raw
+    def _frame(self, kind: FrameKind, first: int, planes: Bits, at: int) -> FrameEntry:
+        parts = self._raw(kind, first, planes)
+        raw_bytes = sum(len(part) for part in parts)
+        entropy = Entropy.RAW
         if kind in (FrameKind.CODES, FrameKind.VALUES):
-            packed = self._compressor.compress(raw)
-        entropy = Entropy.ZSTD if len(packed) < len(raw) else Entropy.RAW
-        packed = packed if entropy is Entropy.ZSTD else raw
-        self._out[at : at + len(packed)] = packed
-        checksum = xxhash.xxh3_64_intdigest(self._out[at : at + len(packed)])
-        return FrameEntry(kind, entropy, first, count, len(raw), len(packed), checksum, at)
+            packed = [self._compressor.compress(part) for part in parts]
+            if sum(len(part) for part in packed) < raw_bytes:
+                entropy, parts = Entropy.ZSTD, packed
+        end = at
+        for part in parts:
+            self._out[end : end + len(part)] = part
+            end += len(part)
+        checksum = xxhash.xxh3_64_intdigest(self._out[at:end])
+        return FrameEntry(kind, entropy, first, len(planes), raw_bytes, end - at, checksum, at)
 
-    def _raw(self, kind: FrameKind, planes: Bits, first: int) -> memoryview:
-        quantized = self._quantized
-        if kind is FrameKind.CODES:
-            return quantized.codes[first : first + len(planes)].reshape(-1).data.cast("B")
+    def _raw(self, kind: FrameKind, first: int, planes: Bits) -> Sequence[Buffer]:
+        """Return the raw bytes of a frame, in the parts that are compressed one by one."""
         if kind is FrameKind.VALUES:
-            item = self.shape.dtype.itemsize
-            by_byte = planes.reshape(-1).view(np.uint8).reshape(-1, item).T
-            return np.ascontiguousarray(by_byte).reshape(-1).data
+            return [plane.data for plane in self._bytewise.split(planes.reshape(-1))]
+        quantizer = self._quantizer
+        assert quantizer is not None, "a lossless chunk has only VALUES frames"
+        if kind is FrameKind.CODES:
+            return [quantizer.codes[first : first + len(planes)].reshape(-1).view(np.uint8).data]
         if kind is FrameKind.PARAMETERS:
-            return memoryview(quantized.steps.tobytes() + quantized.means.tobytes())
-        positions = np.array(quantized.exact, np.uint16).tobytes()
-        padding = bytes(exact_positions_bytes(len(quantized.exact)) - len(positions))
-        rows = np.ascontiguousarray(planes[:, quantized.exact].transpose(1, 0, 2))
-        return memoryview(positions + padding + rows.tobytes())
+            return [quantizer.steps.tobytes(), quantizer.means.tobytes()]
+        return _exact_block(quantizer.exact, planes)
+
+
+def _exact_block(tokens: Sequence[int], planes: Bits) -> Sequence[bytes]:
+    positions = np.array(tokens, np.uint16).tobytes()
+    padding = bytes(exact_positions_bytes(len(tokens)) - len(positions))
+    rows: NDArray[np.unsignedinteger] = planes[:, list(tokens)].transpose(1, 0, 2)
+    return [positions, padding, rows.tobytes()]

@@ -26,13 +26,18 @@ class FrameInflater:
         self._context = zstandard.ZstdDecompressor(max_window_size=1 << 20)
 
     def inflate(self, encoded: memoryview, destination: memoryview, place: str) -> None:
-        """Fill `destination` exactly. Raises `ChunkDamaged` at `place` when the frame is broken or not that long."""
-        size = len(destination)
+        """Fill `destination` exactly, from one zstd frame or several that follow one another.
+
+        Raises `ChunkDamaged`, naming `place`, when they are broken or not that long.
+        """
+        size, count, surplus = len(destination), 0, b""
+        if not encoded.nbytes:
+            raise ChunkDamaged(place, f"zstd frames of {size} bytes", "no bytes")
         try:
-            with self._context.stream_reader(encoded, read_size=len(encoded), closefd=False) as reader:
-                count = reader.readinto(destination)
-                surplus = reader.read(1) if count == size else b""
+            source = self._context.stream_reader(encoded, read_size=encoded.nbytes, read_across_frames=True)
+            count = source.readinto(destination)
+            surplus = source.read(1) if count == size else b""
         except zstandard.ZstdError as error:
-            raise ChunkDamaged(place, f"a zstd frame of {size} bytes", str(error)) from error
+            raise ChunkDamaged(place, f"zstd frames of {size} bytes", str(error)) from error
         if count != size or surplus:
-            raise ChunkDamaged(place, f"{size} bytes", f"{'more' if surplus else count} bytes")
+            raise ChunkDamaged(place, f"{size} bytes", "more bytes" if surplus else f"{count} bytes")

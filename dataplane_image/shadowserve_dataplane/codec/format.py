@@ -5,9 +5,11 @@ the header's checksum, then that the frame table tiles exactly the bytes that ar
 """
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from functools import lru_cache
+from typing import NamedTuple
 
 import xxhash
 
@@ -24,8 +26,9 @@ SINK_TOKENS = 4
 MAX_EXACT_ROWS = 16
 NO_TRANSFORM = 0
 NO_PROFILE = bytes(16)
-_PREFIX = struct.Struct("<4sHHBBBxH16sHHHHHHIQ32s")
-_FRAME = struct.Struct("<BBHHxxIIQ")
+_PREFIX = struct.Struct("<4sHHBBBBH16sHHHHHHIQ32s42s")
+_FRAME = struct.Struct("<BBHHHIIQ")
+_RESERVED = bytes(42)
 _DTYPE_CODES = {KvDtype.BFLOAT16: 1, KvDtype.FLOAT16: 2, KvDtype.FLOAT32: 3}
 _DTYPES = {code: dtype for dtype, code in _DTYPE_CODES.items()}
 _BEGINS_CONTEXT = 1
@@ -46,6 +49,34 @@ class Entropy(IntEnum):
 
     RAW = 0
     ZSTD = 1
+
+
+_TIERS = {tier.value: tier for tier in Tier}
+_ENTROPIES = {entropy.value: entropy for entropy in Entropy}
+
+
+class _Prefix(NamedTuple):
+    """The first 128 bytes, field by field, unchecked."""
+
+    magic: bytes
+    version: int
+    codec: int
+    tier: int
+    dtype: int
+    flags: int
+    reserved: int
+    transform: int
+    profile: bytes
+    layers: int
+    kv_heads: int
+    head_dim: int
+    tokens: int
+    exact_rows: int
+    frames: int
+    header_bytes: int
+    total_bytes: int
+    key: bytes
+    more_reserved: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +148,13 @@ def exact_bytes(shape: KvShape, rows: int) -> int:
     return exact_positions_bytes(rows) + rows * shape.planes * shape.channels * shape.dtype.itemsize
 
 
-def frames_of(shape: KvShape, tier: Tier, exact_rows: int) -> list[tuple[FrameKind, int, int, int]]:
+def frame_count(shape: KvShape, tier: Tier, exact_rows: int) -> int:
+    """Return how many frames such a chunk has."""
+    return (tier is not Tier.LOSSLESS) + (exact_rows > 0) + -(-shape.planes // planes_per_frame(shape))
+
+
+@lru_cache(maxsize=32)
+def frames_of(shape: KvShape, tier: Tier, exact_rows: int) -> tuple[tuple[FrameKind, int, int, int], ...]:
     """Return (kind, first plane, planes, raw bytes) of every frame that such a chunk has, in order."""
     item = shape.dtype.itemsize if tier is Tier.LOSSLESS else 1
     kind = FrameKind.VALUES if tier is Tier.LOSSLESS else FrameKind.CODES
@@ -130,7 +167,7 @@ def frames_of(shape: KvShape, tier: Tier, exact_rows: int) -> list[tuple[FrameKi
     for first in range(0, shape.planes, step):
         planes = min(step, shape.planes - first)
         frames.append((kind, first, planes, planes * shape.plane_elements * item))
-    return frames
+    return tuple(frames)
 
 
 def header_bytes_of(frames: int) -> int:
@@ -150,15 +187,14 @@ def pack_header(header: ChunkHeader, out: memoryview) -> None:
     shape = header.shape
     _PREFIX.pack_into(
         out, 0, MAGIC, FORMAT_VERSION, CODEC_ID, header.tier, _DTYPE_CODES[shape.dtype],
-        _BEGINS_CONTEXT if header.begins_context else 0, NO_TRANSFORM, NO_PROFILE, shape.layers, shape.kv_heads,
+        _BEGINS_CONTEXT if header.begins_context else 0, 0, NO_TRANSFORM, NO_PROFILE, shape.layers, shape.kv_heads,
         shape.head_dim, shape.tokens, header.exact_rows, len(header.frames), header.header_bytes, header.total_bytes,
-        header.key,
+        header.key, _RESERVED,
     )  # fmt: skip
-    out[_PREFIX.size : PREFIX_BYTES] = bytes(PREFIX_BYTES - _PREFIX.size)
     for number, frame in enumerate(header.frames):
         at = PREFIX_BYTES + number * _FRAME.size
         fields = (frame.kind, frame.entropy, frame.first_plane, frame.planes)
-        _FRAME.pack_into(out, at, *fields, frame.raw_bytes, frame.encoded_bytes, frame.checksum)
+        _FRAME.pack_into(out, at, *fields, 0, frame.raw_bytes, frame.encoded_bytes, frame.checksum)
     end = header.header_bytes - CHECKSUM_BYTES
     struct.pack_into("<Q", out, end, xxhash.xxh3_64_intdigest(out[:end]))
 
@@ -170,19 +206,19 @@ def header_length(prefix: memoryview, limits: Limits) -> int:
     """
     if len(prefix) < PREFIX_BYTES:
         raise ChunkDamaged("header: length", f"at least {PREFIX_BYTES} bytes", f"{len(prefix)} bytes")
-    magic, version, codec, *_ = fields = _PREFIX.unpack_from(prefix)
-    if magic != MAGIC:
-        raise ChunkDamaged("header: magic", MAGIC.hex(), magic.hex())
-    if version != FORMAT_VERSION:
-        raise ChunkRefused(f"format version {version}; this reader knows version {FORMAT_VERSION}")
-    if codec != CODEC_ID:
-        raise ChunkRefused(f"codec {codec}; this reader knows codec {CODEC_ID}")
-    frames, length, total = fields[13], fields[14], fields[15]
-    if length != header_bytes_of(frames):
-        raise ChunkDamaged("header: length", f"{header_bytes_of(frames)} bytes", f"{length} bytes")
-    if length > limits.max_header_bytes or total > limits.max_total_bytes:
-        raise ChunkRefused(f"header of {length} and chunk of {total} bytes; the limits are {limits}")
-    return int(length)
+    found = _Prefix._make(_PREFIX.unpack_from(prefix))
+    if found.magic != MAGIC:
+        raise ChunkDamaged("header: magic", MAGIC.hex(), found.magic.hex())
+    if found.version != FORMAT_VERSION:
+        raise ChunkRefused(f"format version {found.version}; this reader knows version {FORMAT_VERSION}")
+    if found.codec != CODEC_ID:
+        raise ChunkRefused(f"codec {found.codec}; this reader knows codec {CODEC_ID}")
+    length, implied = found.header_bytes, header_bytes_of(found.frames)
+    if length != implied:
+        raise ChunkDamaged("header: length", f"{implied} bytes", f"{length} bytes")
+    if length > limits.max_header_bytes or found.total_bytes > limits.max_total_bytes:
+        raise ChunkRefused(f"header of {length} and chunk of {found.total_bytes} bytes; the limits are {limits}")
+    return length
 
 
 def parse_header(chunk: memoryview, expected: Expected, limits: Limits, chunk_bytes: int) -> ChunkHeader:
@@ -190,16 +226,20 @@ def parse_header(chunk: memoryview, expected: Expected, limits: Limits, chunk_by
 
     Raises `ChunkRefused` when it is whole but not what was asked for or not known, `ChunkDamaged` otherwise.
     """
-    header = parse_any_header(chunk, limits, chunk_bytes)
-    if header.key != expected.key:
-        raise ChunkRefused(f"key {header.key.hex()}; asked for {expected.key.hex()}")
-    if header.shape != expected.shape:
-        raise ChunkRefused(f"shape {header.shape}; asked for {expected.shape}")
-    return header
+    found, shape = _sealed_prefix(chunk, limits, chunk_bytes)
+    if found.key != expected.key:
+        raise ChunkRefused(f"key {found.key.hex()}; asked for {expected.key.hex()}")
+    if shape != expected.shape:
+        raise ChunkRefused(f"shape {shape}; asked for {expected.shape}")
+    return _with_frames(chunk, found, shape)
 
 
 def parse_any_header(chunk: memoryview, limits: Limits, chunk_bytes: int) -> ChunkHeader:
     """Return the header, whatever its key and shape; raises as `parse_header`. For tools."""
+    return _with_frames(chunk, *_sealed_prefix(chunk, limits, chunk_bytes))
+
+
+def _sealed_prefix(chunk: memoryview, limits: Limits, chunk_bytes: int) -> tuple[_Prefix, KvShape]:
     length = header_length(chunk, limits)
     if len(chunk) < length:
         raise ChunkDamaged("header: length", f"{length} bytes", f"{len(chunk)} bytes")
@@ -208,46 +248,65 @@ def parse_any_header(chunk: memoryview, limits: Limits, chunk_bytes: int) -> Chu
     found = xxhash.xxh3_64_intdigest(chunk[:end])
     if found != checksum:
         raise ChunkDamaged("header: checksum", checksum, found)
-    header = _checked(_PREFIX.unpack_from(chunk), chunk)
-    if header.total_bytes != chunk_bytes:
-        raise ChunkDamaged("chunk: length", f"{header.total_bytes} bytes", f"{chunk_bytes} bytes")
-    return header
+    prefix = _Prefix._make(_PREFIX.unpack_from(chunk))
+    _refuse_unknown(prefix)
+    if prefix.total_bytes != chunk_bytes:
+        raise ChunkDamaged("chunk: length", f"{prefix.total_bytes} bytes", f"{chunk_bytes} bytes")
+    dtype = _DTYPES[prefix.dtype]
+    return prefix, KvShape(prefix.layers, prefix.kv_heads, prefix.head_dim, dtype, prefix.tokens)
 
 
-def _checked(fields: tuple[Any, ...], chunk: memoryview) -> ChunkHeader:
-    tier, dtype, flags, transform, profile = fields[3:8]
-    layers, heads, head_dim, tokens, exact_rows, frames, length, total, key = fields[8:]
-    if tier not in set(Tier):
-        raise ChunkRefused(f"tier {tier}; this reader knows {', '.join(f'{t.value} ({t.label})' for t in Tier)}")
-    if dtype not in _DTYPES:
-        raise ChunkRefused(f"dtype {dtype}; this reader knows {', '.join(f'{c} ({d})' for c, d in _DTYPES.items())}")
-    if transform != NO_TRANSFORM or profile != NO_PROFILE:
-        raise ChunkRefused(f"transform {transform}, profile {profile.hex()}; this reader knows none")
-    shape = KvShape(layers, heads, head_dim, _DTYPES[dtype], tokens)
-    table = _frame_table(chunk, shape, Tier(tier), exact_rows, length, frames)
-    end = table[-1].offset + table[-1].encoded_bytes if table else length
-    if end != total:
-        raise ChunkDamaged("frame table: end", f"{total} bytes", f"{end} bytes")
-    begins_context = bool(flags & _BEGINS_CONTEXT)
-    return ChunkHeader(shape, ChunkKey(key), Tier(tier), begins_context, exact_rows, table, length, total)
+def _with_frames(chunk: memoryview, found: _Prefix, shape: KvShape) -> ChunkHeader:
+    if not shape.elements:
+        raise ChunkDamaged("header: shape", "at least one element", f"{shape}")
+    if found.exact_rows > min(MAX_EXACT_ROWS, shape.tokens):
+        raise ChunkDamaged("header: exact rows", f"at most {min(MAX_EXACT_ROWS, shape.tokens)}", f"{found.exact_rows}")
+    tier = _TIERS[found.tier]
+    implied = frame_count(shape, tier, found.exact_rows)
+    if found.frames != implied:
+        raise ChunkDamaged("frame table: frames", f"{implied}", f"{found.frames}")
+    table = _frame_table(chunk, frames_of(shape, tier, found.exact_rows), found.header_bytes)
+    end = table[-1].offset + table[-1].encoded_bytes
+    if end != found.total_bytes:
+        raise ChunkDamaged("frame table: end", f"{found.total_bytes} bytes", f"{end} bytes")
+    begins, key = bool(found.flags & _BEGINS_CONTEXT), ChunkKey(found.key)
+    return ChunkHeader(shape, key, tier, begins, found.exact_rows, table, found.header_bytes, found.total_bytes)
+
+
+def _refuse_unknown(found: _Prefix) -> None:
+    if found.tier not in _TIERS:
+        raise ChunkRefused(f"tier {found.tier}; this reader knows {_listed({t: t.label for t in Tier})}")
+    if found.dtype not in _DTYPES:
+        raise ChunkRefused(f"dtype {found.dtype}; this reader knows {_listed(_DTYPES)}")
+    if found.transform != NO_TRANSFORM or found.profile != NO_PROFILE:
+        raise ChunkRefused(f"transform {found.transform}, profile {found.profile.hex()}; this reader knows none")
+    if found.flags & ~_BEGINS_CONTEXT:
+        raise ChunkRefused(f"flags {found.flags:#04x}; this reader knows {_BEGINS_CONTEXT:#04x} (begins a context)")
+    if found.reserved or found.more_reserved != _RESERVED:
+        raise ChunkRefused("reserved header bytes that are not zero; this reader knows no use of them")
+
+
+def _listed(names: Mapping[int, str]) -> str:
+    return ", ".join(f"{code:d} ({name})" for code, name in names.items())
 
 
 def _frame_table(
-    chunk: memoryview, shape: KvShape, tier: Tier, exact_rows: int, start: int, frames: int
+    chunk: memoryview, implied: tuple[tuple[FrameKind, int, int, int], ...], offset: int
 ) -> tuple[FrameEntry, ...]:
-    if exact_rows > min(MAX_EXACT_ROWS, shape.tokens):
-        raise ChunkDamaged("header: exact rows", f"at most {min(MAX_EXACT_ROWS, shape.tokens)}", f"{exact_rows}")
-    wanted = frames_of(shape, tier, exact_rows)
-    if frames != len(wanted):
-        raise ChunkDamaged("frame table: frames", f"{len(wanted)}", f"{frames}")
-    table, offset = [], start
-    for number, (kind, first, planes, raw) in enumerate(wanted):
-        found = _FRAME.unpack_from(chunk, PREFIX_BYTES + number * _FRAME.size)
-        if (found[0], found[2], found[3], found[4]) != (kind, first, planes, raw) or found[1] not in set(Entropy):
-            raise ChunkDamaged(f"frame table: frame {number}", f"{(kind.name, first, planes, raw)}", f"{found[:5]}")
-        entropy, encoded, checksum = Entropy(found[1]), found[5], found[6]
-        if entropy is Entropy.RAW and encoded != raw:
-            raise ChunkDamaged(f"frame table: frame {number}: raw bytes", f"{raw}", f"{encoded}")
-        table.append(FrameEntry(kind, entropy, first, planes, raw, encoded, checksum, offset))
+    table = []
+    for number, (kind, first, planes, raw) in enumerate(implied):
+        at = PREFIX_BYTES + number * _FRAME.size
+        *found, coding, encoded, checksum = _frame_fields(chunk, at)
+        if found != [kind, first, planes, 0, raw] or coding not in _ENTROPIES:
+            known = f"kind, first plane, planes, reserved, raw bytes {[int(kind), first, planes, 0, raw]}"
+            raise ChunkDamaged(f"frame table: frame {number}", f"{known}, entropy 0 or 1", f"{found}, entropy {coding}")
+        if coding == Entropy.RAW and encoded != raw:
+            raise ChunkDamaged(f"frame table: frame {number}: encoded bytes", f"{raw}", f"{encoded}")
+        table.append(FrameEntry(kind, _ENTROPIES[coding], first, planes, raw, encoded, checksum, offset))
         offset += encoded
     return tuple(table)
+
+
+def _frame_fields(chunk: memoryview, at: int) -> tuple[int, ...]:
+    kind, entropy, first, planes, reserved, raw, encoded, checksum = _FRAME.unpack_from(chunk, at)
+    return kind, first, planes, reserved, raw, entropy, encoded, checksum

@@ -4,32 +4,25 @@
 `step * code` is exact in float32 and a fused multiply-add gives the same bits as a multiply and an add.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from shadowserve_dataplane.chunks import KvDtype
+from shadowserve_dataplane.chunks import KvDtype, KvShape
+from shadowserve_dataplane.codec.format import MAX_EXACT_ROWS, SINK_TOKENS
+from shadowserve_dataplane.codec.tiers import Tier
 
 Bits = NDArray[np.unsignedinteger]
 """Values of a dtype as their bits: uint16, or uint32 for float32."""
 MAX_CODE = 127
 _STEP_MASK = np.uint32(0xFFFFFF00)
+_UPPER_HALF = np.uint32(0xFFFF0000)
 _LOWEST_STEP = np.float32(2.0**-100)
-
-
-@dataclass(frozen=True, slots=True)
-class PlaneScratch:
-    """Float32 `[tokens][channels]` and the same memory as uint32: a plane on its way from values to codes."""
-
-    floats: NDArray[np.float32]
-    words: NDArray[np.uint32]
-
-    @classmethod
-    def of(cls, tokens: int, channels: int) -> "PlaneScratch":
-        """Return fresh scratch."""
-        words = np.zeros((tokens, channels), np.uint32)
-        return cls(words.view(np.float32), words)
+_REACH = MAX_CODE + 0.49
+"""Steps from the mean that a code reaches; less than a tie, so that nothing is rounded beyond `MAX_CODE`."""
+_LARGEST_FLOAT16 = 65504.0
+_FLOAT16_FIELDS = np.uint32(0x8FFFE000).view(np.int32)
+"""Sign, exponent and mantissa of a float16 that was sign-extended and shifted to where float32 has its mantissa."""
+_EXPONENTS = {KvDtype.BFLOAT16: 0x7F80, KvDtype.FLOAT16: 0x7C00, KvDtype.FLOAT32: 0x7F800000}
 
 
 def bits_dtype(dtype: KvDtype) -> type[np.uint16] | type[np.uint32]:
@@ -37,14 +30,23 @@ def bits_dtype(dtype: KvDtype) -> type[np.uint16] | type[np.uint32]:
     return np.uint32 if dtype is KvDtype.FLOAT32 else np.uint16
 
 
-def widen(bits: Bits, dtype: KvDtype, scratch: PlaneScratch) -> None:
-    """Write a plane's values, given as bits of `dtype`, as float32 into the scratch."""
-    if dtype is KvDtype.BFLOAT16:
-        np.left_shift(bits, np.uint32(16), out=scratch.words, dtype=np.uint32)
-    elif dtype is KvDtype.FLOAT16:
-        np.copyto(scratch.floats, bits.view(np.float16))
+def widen(bits: Bits, dtype: KvDtype, out: NDArray[np.float32]) -> None:
+    """Write finite values, given as bits of `dtype`, as float32 to `out`, same shape.
+
+    Infinity and NaN of float16 become 65536 and more: the exponent is moved as it is, which is several times as fast
+    as numpy's conversion.
+    """
+    words = out.view(np.int32)
+    if dtype is KvDtype.FLOAT32:
+        np.copyto(out.view(np.uint32), bits)
+    elif dtype is KvDtype.BFLOAT16:
+        np.copyto(words, bits.view(np.int16))
+        np.left_shift(words, np.int32(16), out=words)
     else:
-        np.copyto(scratch.words, bits)
+        np.copyto(words, bits.view(np.int16))
+        np.left_shift(words, np.int32(13), out=words)
+        np.bitwise_and(words, _FLOAT16_FIELDS, out=words)
+        np.multiply(out, np.float32(2.0**112), out=out)
 
 
 def narrow(values: NDArray[np.float32], dtype: KvDtype) -> Bits:
@@ -75,6 +77,92 @@ def from_bfloat16_bits(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-def dequantized(codes: NDArray[np.int8], step: np.float32, means: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """Return the float32 values of a plane's codes `[tokens][channels]`; the reference."""
-    return codes.astype(np.float32) * step + from_bfloat16_bits(means)
+class ChunkQuantizer:
+    """Quantises chunks of one shape and lossy tier, one after the other; not thread-safe.
+
+    What it found lies in its public arrays until the next call: `steps` float32 `[planes]`, `means` bfloat16 bits
+    `[planes][channels]`, `codes` int8 `[planes][tokens][channels]`, `exact`, the tokens that are kept as they are.
+    """
+
+    def __init__(self, shape: KvShape, tier: Tier) -> None:
+        self._shape = shape
+        self._sigmas = tier.step_in_sigmas
+        self._x = np.zeros((shape.tokens, shape.channels), np.float32)
+        self.steps = np.zeros(shape.planes, np.float32)
+        self.means = np.zeros((shape.planes, shape.channels), np.uint16)
+        self.codes = np.zeros((shape.planes, shape.tokens, shape.channels), np.int8)
+        self.exact: list[int] = []
+
+    def quantize(self, planes: Bits, begins_context: bool) -> None:
+        """Quantise `planes` `[planes][tokens][channels]`.
+
+        Raises `ValueError`, naming the plane, for NaN, infinity, or values that could be restored as infinity.
+        """
+        self.exact = list(range(min(SINK_TOKENS, self._shape.tokens))) if begins_context else []
+        with np.errstate(all="ignore"):
+            for number, plane in enumerate(planes):
+                step = self._centred(number, plane)
+                self.steps[number] = step
+                np.multiply(self._x, np.float32(1) / step, out=self._x)
+                np.rint(self._x, out=self._x)
+                np.copyto(self.codes[number], self._x, casting="unsafe")
+        if self.exact:
+            self._check_exact(planes)
+            self.codes[:, self.exact] = 0
+
+    def _centred(self, number: int, plane: Bits) -> np.float32:
+        """Leave the plane's values less their means in scratch, exact tokens zero; return its step.
+
+        A token that a code cannot reach becomes exact and no longer counts in mean and sigma; if those are too many,
+        the step is widened instead, so that codes reach all of them.
+        """
+        x = self._x
+        while True:
+            step = step_up(self._sigmas * self._centre(number, plane))
+            furthest = max(float(x.max()), -float(x.min()))
+            far = furthest > _REACH * float(step)
+            tokens = np.flatnonzero(np.abs(x).max(axis=1) > _REACH * float(step)).tolist() if far else []
+            if len(self.exact) + len(tokens) > MAX_EXACT_ROWS:
+                step, tokens = step_up(furthest / MAX_CODE), []
+            if not tokens:
+                self._check_range(number, furthest + float(step))
+                return step
+            self.exact = sorted([*self.exact, *tokens])
+
+    def _centre(self, number: int, plane: Bits) -> float:
+        """Subtract the means of the tokens that are not exact; return sigma about them."""
+        x, exact = self._x, self.exact
+        widen(plane, self._shape.dtype, x)
+        if exact:
+            x[exact] = 0
+        rows = max(1, len(x) - len(exact))
+        means = np.add.reduce(x, axis=0) / np.float32(rows)
+        words = means.view(np.uint32)
+        np.add(words, np.uint32(0x8000), out=words)
+        np.bitwise_and(words, _UPPER_HALF, out=words)
+        np.subtract(x, means, out=x)
+        if exact:
+            x[exact] = 0
+        squares = float(np.vecdot(x, x).sum())
+        if not np.isfinite(squares):
+            raise self._unfit(number)
+        self.means[number] = words >> np.uint32(16)
+        return float(np.sqrt(squares / (rows * x.shape[1])))
+
+    def _check_range(self, number: int, furthest: float) -> None:
+        """Refuse what could be restored as infinity, which only float16 is narrow enough for; also its own infinity."""
+        if self._shape.dtype is not KvDtype.FLOAT16:
+            return
+        if furthest + float(np.abs(from_bfloat16_bits(self.means[number])).max()) > _LARGEST_FLOAT16:
+            raise self._unfit(number)
+
+    def _check_exact(self, planes: Bits) -> None:
+        rows, exponent = planes[:, self.exact], _EXPONENTS[self._shape.dtype]
+        unfit = np.flatnonzero(((rows & exponent) == exponent).any(axis=(1, 2)))
+        if unfit.size:
+            raise self._unfit(int(unfit[0]))
+
+    def _unfit(self, number: int) -> ValueError:
+        return ValueError(
+            f"plane {number}: NaN or infinity, or too large for codes of {self._shape.dtype}; tier Lossless keeps them"
+        )

@@ -7,6 +7,8 @@ from shadowserve_dataplane.codec.landed import LandedLayout
 from shadowserve_dataplane.codec.tiers import LandingMode
 from shadowserve_dataplane.errors import ChunkDamaged, ChunkRefused
 
+_MAX_IMAGE_BYTES = 1 << 30
+
 
 def describe(chunk: bytes) -> str:
     """Return what the chunk says about itself, its frames, and whether it is whole; one line each."""
@@ -41,6 +43,9 @@ def _frame_lines(header: ChunkHeader) -> list[str]:
 
 
 def _verdict(chunk: memoryview, header: ChunkHeader) -> str:
+    needed = LandedLayout.max_bytes(header.shape)
+    if needed > _MAX_IMAGE_BYTES:
+        return f"header is whole; frames not checked: they would need {needed} bytes, more than {_MAX_IMAGE_BYTES}"
     layout = LandedLayout.of(header, LandingMode.CODES)
     image = memoryview(bytearray(layout.total_bytes))
     decode = FrameDecoder(header.shape).begin(header, layout)

@@ -6,8 +6,7 @@ from shadowserve_dataplane.codec.decode import FrameDecoder
 from shadowserve_dataplane.codec.encode import Encoder
 from shadowserve_dataplane.codec.format import ChunkHeader, Expected, Limits, parse_header
 from shadowserve_dataplane.codec.landed import LandedLayout
-from shadowserve_dataplane.codec.quantize import Bits, bits_dtype, narrow
-from shadowserve_dataplane.codec.reference import dequantized
+from shadowserve_dataplane.codec.quantize import Bits, bits_dtype, dequantized, narrow
 from shadowserve_dataplane.codec.tiers import LandingMode, Tier
 from shadowserve_dataplane.connector.landed_image import CodesImage, ValuesImage, parse_image
 

@@ -77,6 +77,11 @@ def from_bfloat16_bits(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
+def dequantized(codes: NDArray[np.int8], step: np.float32, means: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Return the float32 values of a plane's codes `[tokens][channels]`; the reference."""
+    return codes.astype(np.float32) * step + from_bfloat16_bits(means)
+
+
 class ChunkQuantizer:
     """Quantises chunks of one shape and lossy tier, one after the other; not thread-safe.
 

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from shadowserve_dataplane.chunks import KvDtype
 from shadowserve_dataplane.codec.format import ChunkHeader, Entropy, FrameEntry, FrameKind, exact_positions_bytes
-from shadowserve_dataplane.codec.quantize import MAX_CODE, Bits, bits_dtype, from_bfloat16_bits, narrow
+from shadowserve_dataplane.codec.quantize import MAX_CODE, Bits, bits_dtype, dequantized, from_bfloat16_bits, narrow
 
 
 def floats_of(bits: Bits, dtype: KvDtype) -> NDArray[np.float64]:
@@ -21,11 +21,6 @@ def quantized(values: NDArray[np.float64], step: np.float32, means: NDArray[np.u
     centred = (values - from_bfloat16_bits(means)).astype(np.float32)
     nearest: NDArray[np.float32] = np.rint(centred * (np.float32(1) / step))
     return np.clip(nearest, -MAX_CODE, MAX_CODE).astype(np.int8)
-
-
-def dequantized(codes: NDArray[np.int8], step: np.float32, means: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """Return the float32 values of a plane's codes `[tokens][channels]`."""
-    return codes.astype(np.float32) * step + from_bfloat16_bits(means)
 
 
 def unpacked(chunk: bytes, frame: FrameEntry) -> bytes:

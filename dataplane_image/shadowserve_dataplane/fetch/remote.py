@@ -1,5 +1,6 @@
 """The client of a data plane in another process: attach, fetch, cancel, over gRPC."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +19,17 @@ ATTACH_SECONDS = 3.0
 CANCEL_SECONDS = 2.0
 SLACK_SECONDS = 1.0
 """A fetch's stream is given up this long after the job's own deadline: then the data plane hangs."""
+KEEPALIVE_SECONDS = 2.0
+"""Between pings, and for each answer: a data plane that is silent for twice that is lost."""
 _CHANNEL_OPTIONS = (
-    ("grpc.keepalive_time_ms", 2000),
-    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.client_idle_timeout_ms", 2**31 - 1),
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),
 )
+_PING_OPTIONS = ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms")
+"""The last one is what a peer that hangs while its kernel answers is found by; its default is a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +44,21 @@ class PlacementAddress:
 class RemoteDataPlane:
     """One attachment to the data plane at `endpoint` (`host:port`). Not thread-safe: for one event loop."""
 
-    def __init__(self, endpoint: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+    def __init__(
+        self, endpoint: str, credentials: grpc.ChannelCredentials | None = None, keepalive: float = KEEPALIVE_SECONDS
+    ) -> None:
         self.endpoint = endpoint
         self.version = ""
+        pause = round(keepalive * 1000)
+        options = (*_CHANNEL_OPTIONS, *((name, pause) for name in _PING_OPTIONS))
         self._channel = (
-            grpc.aio.insecure_channel(endpoint, options=_CHANNEL_OPTIONS)
+            grpc.aio.insecure_channel(endpoint, options=options)
             if credentials is None
-            else grpc.aio.secure_channel(endpoint, credentials, options=_CHANNEL_OPTIONS)
+            else grpc.aio.secure_channel(endpoint, credentials, options=options)
         )
         self._stub: Any = DataPlaneStub(self._channel)  # type: ignore[no-untyped-call]
         self._attachment = 0
+        self._closed = asyncio.Event()
 
     async def attach(self, sidecar: str, address: PlacementAddress) -> None:
         """Introduce this sidecar. Raises `NetworkError`, or `PeerProtocolError` when the versions do not match."""
@@ -80,11 +90,18 @@ class RemoteDataPlane:
             ),
             chunks=[wire.Chunk(index=c.index, key=c.key, slot=c.ref.slot, lease=c.ref.lease) for c in job.chunks],
         )
+        call = self._stub.Fetch(request, timeout=left + SLACK_SECONDS)
         try:
-            async for result in self._stub.Fetch(request, timeout=left + SLACK_SECONDS):
+            async for result in call:
                 yield _parsed(job.job, result)
         except grpc.aio.AioRpcError as error:
             raise _translated(self.endpoint, error) from error
+        except asyncio.CancelledError as error:
+            if _is_cancelled():
+                raise
+            raise NetworkError(f"data plane {self.endpoint}: hung up") from error  # `close` cancels its calls
+        finally:
+            call.cancel()  # also when the caller has heard enough
 
     async def cancel(self, job: int) -> None:
         """Stop a job. Raises `NetworkError`."""
@@ -95,17 +112,32 @@ class RemoteDataPlane:
             raise _translated(self.endpoint, error) from error
 
     async def lost(self) -> None:
-        """Return when the connection breaks; the channel is watched, nothing is sent but keepalive pings."""
-        state = self._channel.get_state(try_to_connect=True)
-        while state not in (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN):
-            if state is grpc.ChannelConnectivity.IDLE and self._attachment:
-                return
-            await self._channel.wait_for_state_change(state)
-            state = self._channel.get_state()
+        """Return when the connection that `attach` was made over is no more, or was closed; at once if it is so now.
+
+        A new connection of the same channel does not count: whoever is behind it does not know this attachment.
+        Nothing is sent but keepalive pings, so a data plane that hangs is lost after two `keepalive` times.
+        """
+        if self._closed.is_set() or self._channel.get_state() is not grpc.ChannelConnectivity.READY:
+            return
+        changed = self._channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+        ends = [asyncio.ensure_future(end) for end in (changed, self._closed.wait())]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
 
     async def close(self) -> None:
         """Hang up; fetches under way end with `NetworkError`."""
+        self._closed.set()
         await self._channel.close(None)
+
+
+def _is_cancelled() -> bool:
+    """Whether it is this task that somebody wants to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _parsed(job: int, result: wire.ChunkResult) -> ChunkResult:

@@ -28,7 +28,7 @@ unit: ## Tests that need no engine: formats, store, pipeline, data plane, sideca
 
 engine-test: ## Tests inside the engine's environment, then stories with real vLLM engines
 	@$(STACK) sh -c '"$$SHADOWSERVE_LAB_ENGINE/bin/python" -m pytest -m engine dataplane_image/tests $(ARGS)'
-	@$(STACK) python -m pytest e2e_tests $(ARGS)
+	@$(STACK) python -m pytest --timeout 600 e2e_tests $(ARGS)
 
 soak: ## 1000 requests through two engines and a store that is too small
 	@$(STACK) python -m shadowserve_lab.soak $(ARGS)

@@ -3,7 +3,7 @@
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from shadowserve_dataplane.chunks import ChunkKey, KvDtype, KvShape
@@ -19,6 +19,7 @@ CHUNK_TOKENS = 256
 ANSWER_TOKENS = 12
 SECONDS = 30.0
 _FRESH_NUMBERS = itertools.count(10_000)
+_QUIET_LOOKS = 8
 _PREFIX = b"shadowserve:"
 
 
@@ -94,11 +95,23 @@ class Story:
         for each in stack.sidecars.values():
             each.use_data_plane(data_plane.endpoint)
         wait_until(self.remote_placement, SECONDS, "both sidecars to use the data plane")
+        wait_until(self._quiet(), SECONDS, "stores of earlier prompts to end")
 
     def remote_placement(self) -> bool:
         """Whether both sidecars restore at the data plane now."""
         places = [each.metrics() for each in self.stack.sidecars.values()]
         return all(place.total("shadowserve_placement_info", place="dpu") == 1 for place in places)
+
+    def _quiet(self) -> Callable[[], bool]:
+        """Return a condition: nothing was stored since it was looked at so many times."""
+        seen: list[float] = []
+
+        def quiet() -> bool:
+            sidecars = self.stack.sidecars.values()
+            seen.append(sum(each.metrics().total("shadowserve_stored_bytes_total") for each in sidecars))
+            return len(seen) >= _QUIET_LOOKS and len(set(seen[-_QUIET_LOOKS:])) == 1
+
+        return quiet
 
     def shape(self) -> KvShape:
         """Return the shape of the model's chunks."""

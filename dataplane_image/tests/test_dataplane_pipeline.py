@@ -1,11 +1,13 @@
 """The pipeline over a real store: chunks land right, each gets one result, and what fails fails alone."""
 
 import threading
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from pipeline_bench import SECONDS, SHAPE, PipelineBench, Results, StoredChunk, make_stored, put
+from placements import TOKEN, receiver_of
 from real_store import RedisCluster, RedisServer, wait_until
 from shadowserve_dataplane.chunks import ChunkKey, KvShape, store_key
 from shadowserve_dataplane.codec.encode import Encoder
@@ -15,6 +17,7 @@ from shadowserve_dataplane.errors import Cancelled, ChunkOutcome
 from shadowserve_dataplane.place.base import Placement
 from shadowserve_dataplane.place.loopback import Fault, FaultPlan, LoopbackPlacement, LoopbackTarget
 from shadowserve_dataplane.place.shared_memory import SharedMemoryTarget
+from shadowserve_dataplane.place.tcp import TcpTarget
 from shadowserve_dataplane.store.topology import slot_of
 
 LANDED = ChunkOutcome.LANDED
@@ -268,6 +271,30 @@ def test_placements_stay_open_for_the_next_job(redis_standalone: RedisServer) ->
             assert bench.fetch(job, target).outcomes() == [LANDED] * 2
             bench.end(job)
         assert max(target.opened for target in targets) <= 2
+
+
+@pytest.mark.parametrize("mode", list(LandingMode))
+@pytest.mark.parametrize("tier", [Tier.LOSSLESS, Tier.BALANCED])
+@pytest.mark.parametrize("remote", [False, True], ids=["shared memory", "tcp"])
+def test_nothing_is_allocated_per_frame_once_warm(
+    redis_standalone: RedisServer, mode: LandingMode, tier: Tier, remote: bool
+) -> None:
+    chunks = make_stored(7, tier)
+    put(redis_standalone, chunks)
+    with (
+        PipelineBench(redis_standalone.settings()) as bench,
+        receiver_of(bench.landing, lambda ref: None) as receiver,
+    ):
+        target = TcpTarget("127.0.0.1", receiver.port, TOKEN) if remote else SharedMemoryTarget(bench.landing)
+        for warm in (False, False, False, True):
+            job = bench.job([chunk.key for chunk in chunks], mode)
+            if warm:
+                tracemalloc.start()
+            assert bench.fetch(job, target).outcomes() == [LANDED] * 7
+            bench.end(job)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 32 * 1024, "the job's own objects are 20 KiB, one frame is more than all of this"
 
 
 def test_many_jobs_at_once(redis_standalone: RedisServer) -> None:

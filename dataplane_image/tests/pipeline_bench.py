@@ -79,15 +79,16 @@ class PipelineBench:
     store: StoreSettings
     workers: int = 2
     slots: int = 16
+    shape: KvShape = SHAPE
     landing: LandingBuffer = field(init=False)
     pipeline: Pipeline = field(init=False)
     jobs: int = 0
 
     def __enter__(self) -> "PipelineBench":
-        slot = LandedLayout.max_bytes(SHAPE)
+        slot = LandedLayout.max_bytes(self.shape)
         self.landing = LandingBuffer(self.slots * (slot + 4096))
         self.landing.carve(slot)
-        settings = PipelineSettings(self.workers, Encoder.max_encoded_bytes(SHAPE), 3)
+        settings = PipelineSettings(self.workers, Encoder.max_encoded_bytes(self.shape), 3)
         self.pipeline = Pipeline(settings, self.store, topology_source(self.store))
         return self
 
@@ -104,7 +105,7 @@ class PipelineBench:
         refs = [self.landing.lease(b"engine") for _ in keys]
         requests = [ChunkRequest(i, key, ref) for i, (key, ref) in enumerate(zip(keys, refs, strict=True)) if ref]
         assert len(requests) == len(keys), "not enough slots"
-        return FetchJob(self.jobs, SHAPE, mode, tuple(requests), Deadline.after(seconds))
+        return FetchJob(self.jobs, self.shape, mode, tuple(requests), Deadline.after(seconds))
 
     def fetch(self, job: FetchJob, target: PlacementTarget | None = None) -> Results:
         """Submit a job."""
@@ -120,11 +121,11 @@ class PipelineBench:
     def landed(self, job: FetchJob, index: int) -> Bits:
         """Return what landed, as the engine would see it."""
         with self.landing.writer(job.chunks[index].ref) as slot:
-            image = parse_image(slot, SHAPE)
+            image = parse_image(slot, self.shape)
             if isinstance(image, ValuesImage):
                 return np.array(image.values)
-            planes = [dequantized(image.codes[p], image.steps[p], image.means[p]) for p in range(SHAPE.planes)]
-            bits = narrow(np.stack(planes), SHAPE.dtype)
+            planes = [dequantized(image.codes[p], image.steps[p], image.means[p]) for p in range(self.shape.planes)]
+            bits = narrow(np.stack(planes), self.shape.dtype)
             bits[:, image.exact_tokens] = image.exact_rows.transpose(1, 0, 2)
             return bits
 

@@ -121,7 +121,12 @@ class Pipeline:
             return sum(self._unanswered.values())
 
     def submit(self, job: FetchJob, target: PlacementTarget, on_result: OnResult) -> None:
-        """Start a job. Raises `Cancelled` when the pipeline is closing, `ValueError` for a job number under way."""
+        """Start a job. Raises `Cancelled` when the pipeline is closing.
+
+        Raises `ValueError` for the number of a job under way, and for an index that comes twice.
+        """
+        if len({chunk.index for chunk in job.chunks}) != len(job.chunks):
+            raise ValueError(f"job {job.job} has an index twice")
         active = _ActiveJob(job, target, on_result)
         with self._changed:
             if self._closing:
@@ -176,19 +181,18 @@ class Pipeline:
 
     def report(self, active: _ActiveJob, result: ChunkResult) -> None:
         """Pass a chunk's result on, and forget the job with its last one. For workers; never raises."""
-        try:
-            self._observer.chunk_ended(result)
-            active.on_result(result)
-        except Exception:
-            _log.exception("job %d: whoever takes its results failed", result.job)
-        finally:
-            with self._changed:
-                self._unanswered[result.job] -= 1
-                if not self._unanswered[result.job]:
-                    del self._unanswered[result.job], self._jobs[result.job]
-                    self._changed.notify_all()
-                    if self._closing:
-                        self._sooner.notify()
+        for tell in (self._observer.chunk_ended, active.on_result):
+            try:
+                tell(result)
+            except Exception:
+                _log.exception("job %d: whoever takes its results failed", result.job)
+        with self._changed:
+            self._unanswered[result.job] -= 1
+            if not self._unanswered[result.job]:
+                del self._unanswered[result.job], self._jobs[result.job]
+                self._changed.notify_all()
+                if self._closing:
+                    self._sooner.notify()
 
     def fail_unclaimed(self, active: _ActiveJob, outcome: ChunkOutcome, why: str) -> None:
         """Report every chunk that nobody has claimed as failed. For workers."""

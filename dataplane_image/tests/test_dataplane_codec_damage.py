@@ -9,7 +9,7 @@ from codec_samples import KEY, encode, parse, restored, sample_shape, sample_val
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shadowserve_dataplane.chunks import ChunkKey, KvDtype
-from shadowserve_dataplane.codec.format import Expected, FrameKind, Limits, parse_header
+from shadowserve_dataplane.codec.format import Expected, Limits, parse_header
 from shadowserve_dataplane.codec.tiers import LandingMode, Tier
 from shadowserve_dataplane.errors import ChunkDamaged, ChunkRefused
 
@@ -79,18 +79,6 @@ def test_a_damaged_header_is_named() -> None:
     broken[100] ^= 1
     with pytest.raises(ChunkDamaged, match="header: checksum"):
         decode(bytes(broken))
-
-
-def test_exact_rows_of_tokens_that_do_not_exist_are_damage() -> None:
-    chunk = bytearray(CHUNKS[Tier.BALANCED])
-    header = parse(bytes(chunk), SHAPE)
-    number = next(n for n, frame in enumerate(header.frames) if frame.kind is FrameKind.EXACT)
-    frame = header.frames[number]
-    struct.pack_into("<H", chunk, frame.offset, SHAPE.tokens)
-    body = bytes(chunk[frame.offset : frame.offset + frame.encoded_bytes])
-    entry = 128 + number * 24 + 16
-    with pytest.raises(ChunkDamaged, match="token"):
-        decode(changed(bytes(chunk), entry, struct.pack("<Q", xxhash.xxh3_64_intdigest(body))))
 
 
 @settings(deadline=None, max_examples=150)

@@ -23,12 +23,11 @@ def test_chunks_of_version_1_give_the_same_values_for_ever(tier: Tier, dtype: Kv
     assert np.array_equal(restored(chunk, sample_shape(dtype), mode), np.load(FIXTURES / f"{name}.npy"))
 
 
-@pytest.mark.parametrize("kind", ["lossless-by-byte", "balanced-inside"])
+@pytest.mark.parametrize("kind", ["lossless-by-byte", "balanced-inside", "balanced-packed"])
 @pytest.mark.parametrize("dtype", list(KvDtype))
 @pytest.mark.parametrize("mode", list(LandingMode))
-def test_so_do_bytes_compressed_one_by_one_and_chunks_inside_a_context(
-    kind: str, dtype: KvDtype, mode: LandingMode
-) -> None:
+def test_so_do_chunks_with_other_frames(kind: str, dtype: KvDtype, mode: LandingMode) -> None:
+    """Each byte compressed by itself; no exact rows; exact rows compressed."""
     name = f"chunk-v1-{kind}-{dtype.value}"
     chunk, shape = (FIXTURES / f"{name}.bin").read_bytes(), sample_shape(dtype, tokens=64)
     assert np.array_equal(restored(chunk, shape, mode), np.load(FIXTURES / f"{name}.npy"))

@@ -15,8 +15,9 @@ from codec_samples import encode, parse, restored, sample_shape, sample_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shadowserve_dataplane.chunks import KvDtype
+from shadowserve_dataplane.codec import reference
 from shadowserve_dataplane.codec.entropy import FrameInflater, frame_compressor
-from shadowserve_dataplane.codec.format import FrameKind, Limits, parse_any_header
+from shadowserve_dataplane.codec.format import Entropy, FrameKind, Limits, parse_any_header
 from shadowserve_dataplane.codec.inspect import describe
 from shadowserve_dataplane.codec.tiers import LandingMode, Tier
 from shadowserve_dataplane.errors import ChunkDamaged, ChunkRefused
@@ -40,12 +41,18 @@ def sealed(chunk: bytearray, frames: int) -> bytes:
 
 
 def with_frame(chunk: bytes, kind: FrameKind, forge: Callable[[bytes], bytes]) -> bytes:
-    """Return the chunk with the bytes of its first frame of that kind replaced, sizes and checksums made right."""
+    """Return the chunk with the bytes of its first frame of that kind replaced, sizes and checksums made right.
+
+    PARAMETERS and EXACT are forged as they are before compression, and stored raw.
+    """
     header = parse(chunk, SHAPE)
     number, frame = next((n, f) for n, f in enumerate(header.frames) if f.kind is kind)
-    body = forge(chunk[frame.offset : frame.offset + frame.encoded_bytes])
-    copy = bytearray(chunk[: frame.offset] + body + chunk[frame.offset + frame.encoded_bytes :])
-    struct.pack_into("<I", copy, 128 + 24 * number + 12, len(body))
+    end, entry = frame.offset + frame.encoded_bytes, 128 + 24 * number
+    aside = kind in (FrameKind.PARAMETERS, FrameKind.EXACT)
+    body = forge(reference.unpacked(chunk, frame) if aside else chunk[frame.offset : end])
+    copy = bytearray(chunk[: frame.offset] + body + chunk[end:])
+    copy[entry + 1] = Entropy.RAW if aside else Entropy.ZSTD
+    struct.pack_into("<I", copy, entry + 12, len(body))
     struct.pack_into("<Q", copy, 46, len(copy))
     return sealed(copy, len(header.frames))
 

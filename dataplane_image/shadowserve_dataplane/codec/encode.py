@@ -71,11 +71,9 @@ class Encoder:
     def _frame(self, kind: FrameKind, first: int, planes: Bits, at: int) -> FrameEntry:
         parts = self._raw(kind, first, planes)
         raw_bytes = sum(len(part) for part in parts)
-        entropy = Entropy.RAW
-        if kind in (FrameKind.CODES, FrameKind.VALUES):
-            packed = [self._compressor.compress(part) for part in parts]
-            if sum(len(part) for part in packed) < raw_bytes:
-                entropy, parts = Entropy.ZSTD, packed
+        entropy, packed = Entropy.RAW, [self._compressor.compress(part) for part in parts]
+        if sum(len(part) for part in packed) < raw_bytes:
+            entropy, parts = Entropy.ZSTD, packed
         end = at
         for part in parts:
             self._out[end : end + len(part)] = part
@@ -92,12 +90,12 @@ class Encoder:
         if kind is FrameKind.CODES:
             return [quantizer.codes[first : first + len(planes)].reshape(-1).view(np.uint8).data]
         if kind is FrameKind.PARAMETERS:
-            return [quantizer.steps.tobytes(), quantizer.means.tobytes()]
-        return _exact_block(quantizer.exact, planes)
+            return [quantizer.steps.tobytes() + quantizer.means.tobytes()]
+        return [_exact_block(quantizer.exact, planes)]
 
 
-def _exact_block(tokens: Sequence[int], planes: Bits) -> Sequence[bytes]:
+def _exact_block(tokens: Sequence[int], planes: Bits) -> bytes:
     positions = np.array(tokens, np.uint16).tobytes()
     padding = bytes(exact_positions_bytes(len(tokens)) - len(positions))
     rows: NDArray[np.unsignedinteger] = planes[:, list(tokens)].transpose(1, 0, 2)
-    return [positions, padding, rows.tobytes()]
+    return positions + padding + rows.tobytes()

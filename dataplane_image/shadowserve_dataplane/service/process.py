@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import signal
-import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -22,7 +21,8 @@ from shadowserve_dataplane.fetch.pipeline import Pipeline, PipelineSettings
 from shadowserve_dataplane.service.metrics import DataPlaneMetrics
 from shadowserve_dataplane.service.requests import Bounds
 from shadowserve_dataplane.service.server import DataPlaneService
-from shadowserve_dataplane.service.settings import DataPlaneSettings, TlsFiles
+from shadowserve_dataplane.service.settings import DataPlaneSettings
+from shadowserve_dataplane.service.tls import PlacementTls, server_credentials
 from shadowserve_dataplane.store.discovery import topology_source
 
 SERVICE = "shadowserve.dataplane.v1.DataPlane"
@@ -70,17 +70,17 @@ def _pipeline(settings: DataPlaneSettings, metrics: DataPlaneMetrics) -> Iterato
 @asynccontextmanager
 async def _grpc_served(settings: DataPlaneSettings, pipeline: Pipeline) -> AsyncIterator[tuple[int, Any]]:
     server = grpc.aio.server(options=_SERVER_OPTIONS)
-    tls = None if settings.tls is None else _placement_tls(settings.tls)
+    tls = None if settings.tls is None else PlacementTls(settings.tls)
     service = DataPlaneService(pipeline, Bounds(settings.max_chunk_bytes), tls)
     add_DataPlaneServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     status = health.aio.HealthServicer()  # type: ignore[attr-defined]
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
-    address = f"{settings.host}:{settings.port}"
+    address = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
     try:
         if settings.tls is None:
             port = server.add_insecure_port(address)
         else:
-            port = server.add_secure_port(address, _credentials(settings.tls))
+            port = server.add_secure_port(address, server_credentials(settings.tls))
     except RuntimeError as error:
         raise SettingsError(f"--port: cannot listen on {address}: {error}") from error
     await server.start()
@@ -90,30 +90,6 @@ async def _grpc_served(settings: DataPlaneSettings, pipeline: Pipeline) -> Async
         yield port, status
     finally:
         await server.stop(_STOP_SECONDS)
-
-
-def _placement_tls(files: TlsFiles) -> ssl.SSLContext:
-    """Return what placement streams are made with: both sides show a certificate of the same authority.
-
-    A sidecar is reached by its pod's address, which no certificate names: the authority and the token say who it is.
-    """
-    try:
-        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=str(files.authority))
-        context.check_hostname = False
-        context.load_cert_chain(files.certificate, files.key)
-    except (OSError, ssl.SSLError) as error:
-        raise SettingsError(f"--tls-certificate, --tls-key, --tls-authority: {error}") from error
-    return context
-
-
-def _credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Return credentials that are read again for every new connection, so that rotated files need no restart."""
-
-    def read() -> grpc.ServerCertificateConfiguration:
-        pair = (files.key.read_bytes(), files.certificate.read_bytes())
-        return grpc.ssl_server_certificate_configuration([pair], files.authority.read_bytes())
-
-    return grpc.dynamic_ssl_server_credentials(read(), lambda: read(), require_client_authentication=True)
 
 
 @contextmanager

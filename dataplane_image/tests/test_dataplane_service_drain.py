@@ -1,0 +1,127 @@
+"""The data plane's way out, and the names that operators rely on: options and metrics."""
+
+import asyncio
+import inspect
+import re
+import signal
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from real_store import RedisServer, wait_until
+from shadowserve_dataplane.chunks import ChunkKey, KvShape
+from shadowserve_dataplane.codec.tiers import LandingMode
+from shadowserve_dataplane.deadline import Deadline
+from shadowserve_dataplane.errors import ChunkOutcome, NetworkError
+from shadowserve_dataplane.fetch.plan import ChunkRequest, FetchJob
+from shadowserve_dataplane.fetch.remote import PlacementAddress, RemoteDataPlane
+from shadowserve_dataplane.fetch.report import ChunkResult
+from shadowserve_dataplane.landing import SlotRef
+from shadowserve_dataplane.service.__main__ import serve
+from sidecar_process import DataPlaneProcess
+
+SHAPE = KvShape(layers=1, kv_heads=1, head_dim=16, tokens=16)
+NAME = "shadowserve.dataplane.v1.DataPlane"
+SECONDS = 20.0
+
+
+@pytest.fixture
+def plane(tmp_path: Path, redis_standalone: RedisServer) -> Iterator[DataPlaneProcess]:
+    with DataPlaneProcess(tmp_path / "plane", store=redis_standalone.url) as process:
+        yield process
+
+
+def job(number: int, chunks: int = 2) -> FetchJob:
+    requests = tuple(ChunkRequest(n, ChunkKey(bytes([n]) * 32), SlotRef(n, n + 1)) for n in range(chunks))
+    return FetchJob(number, SHAPE, LandingMode.CODES, requests, Deadline.after(SECONDS))
+
+
+async def results_of(remote: RemoteDataPlane, wanted: FetchJob) -> list[ChunkResult]:
+    return [result async for result in remote.fetch(wanted)]
+
+
+def metrics_of(plane: DataPlaneProcess) -> dict[str, float]:
+    port = re.findall(r"metrics on (\d+)", "".join(plane.log))[-1]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+        lines = [line for line in reply.read().decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def process_of(plane: DataPlaneProcess) -> "subprocess.Popen[str]":
+    assert plane.process is not None
+    return plane.process
+
+
+def health_of(plane: DataPlaneProcess) -> set[int]:
+    """Return what the process says of itself, as a whole and by its service's name."""
+    with grpc.insecure_channel(plane.endpoint) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        return {stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=5).status for name in ("", NAME)}
+
+
+async def test_draining_says_so_takes_nothing_new_and_ends_what_was_begun(
+    plane: DataPlaneProcess, redis_standalone: RedisServer
+) -> None:
+    remote = RemoteDataPlane(plane.endpoint)
+    await remote.attach("test", PlacementAddress("127.0.0.1", 9, bytes(32)))
+    assert await asyncio.to_thread(health_of, plane) == {health_pb2.HealthCheckResponse.SERVING}
+    redis_standalone.pause()
+    fetching = asyncio.ensure_future(results_of(remote, job(1)))
+    in_flight = "shadowserve_in_flight_chunks"
+    await asyncio.to_thread(wait_until, lambda: metrics_of(plane)[in_flight] == 2, "the fetch to begin", SECONDS)
+    process_of(plane).send_signal(signal.SIGTERM)
+    leaving = {health_pb2.HealthCheckResponse.NOT_SERVING}
+    await asyncio.to_thread(wait_until, lambda: health_of(plane) == leaving, "it to say that it leaves", SECONDS)
+    with pytest.raises(NetworkError, match="unavailable: the pipeline is closing"):
+        await results_of(remote, job(2))
+    redis_standalone.resume()
+    assert [result.outcome for result in await fetching] == [ChunkOutcome.MISSING] * 2
+    assert await asyncio.to_thread(process_of(plane).wait, SECONDS) == 0
+    await remote.close()
+
+
+async def test_what_cannot_end_in_time_is_cancelled_and_the_exit_is_clean(
+    plane: DataPlaneProcess, redis_standalone: RedisServer
+) -> None:
+    remote = RemoteDataPlane(plane.endpoint)
+    await remote.attach("test", PlacementAddress("127.0.0.1", 9, bytes(32)))
+    redis_standalone.pause()
+    fetching = asyncio.ensure_future(results_of(remote, job(1)))
+    in_flight = "shadowserve_in_flight_chunks"
+    await asyncio.to_thread(wait_until, lambda: metrics_of(plane)[in_flight] == 2, "the fetch to begin", SECONDS)
+    process_of(plane).send_signal(signal.SIGTERM)
+    assert [result.outcome for result in await fetching] == [ChunkOutcome.CANCELLED] * 2
+    assert await asyncio.to_thread(process_of(plane).wait, SECONDS) == 0
+    await remote.close()
+
+
+def test_the_metrics_are_those_that_are_promised_and_few(plane: DataPlaneProcess) -> None:
+    found = metrics_of(plane)
+    stages = ("receive", "decompress", "dequantize", "place")
+    assert set(found) == {
+        *(f'shadowserve_chunks_total{{result="{outcome}"}}' for outcome in ChunkOutcome),
+        *(f'shadowserve_stage_seconds_{part}{{stage="{stage}"}}' for part in ("count", "sum") for stage in stages),
+        "shadowserve_in_flight_chunks",
+        "shadowserve_store_connections",
+    }
+    assert len(found) < 20
+
+
+def test_help_lists_every_option_there_is(tmp_path: Path, redis_standalone: RedisServer) -> None:
+    process = Helping(tmp_path, store=redis_standalone.url).spawn()
+    output, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", output)
+    for parameter in inspect.signature(serve).parameters:
+        assert f"--{parameter.replace('_', '-')}"[:20] in plain
+
+
+class Helping(DataPlaneProcess):
+    """Asks for help only."""
+
+    def command(self) -> list[str]:
+        return ["shadowserve_dataplane.service", "serve", "--help"]

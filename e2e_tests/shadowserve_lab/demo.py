@@ -21,9 +21,9 @@ from shadowserve_lab.stack import Environments, Stack, StackOptions
 CHUNK_TOKENS = 256
 ANSWER_TOKENS = 24
 MAX_PROMPT_TOKENS = 3584
-_QUESTION = "\n\nQuestion: how does the text above begin, word for word?\nAnswer:\n\n"
-_HINT_TOKENS = 40
-"""So many of the text's first tokens follow the question: what comes next is in the text, whatever the text is."""
+_QUESTION = "\n\nQuestion: how does the text above go on after these words?\n\n"
+_HINT = slice(100, 196)
+"""Tokens of the text that follow the question: what comes next stands in the text, so the answer hangs on the cache."""
 _EXTERNAL_HITS = "vllm:external_prefix_cache_hits_total"
 _STORED_SECONDS = 30.0
 
@@ -48,7 +48,7 @@ def make_prompts(tokens: Sequence[int], question: Sequence[int]) -> Prompts:
         raise PromptError(f"the prompt file has {len(tokens)} tokens; two chunks of {CHUNK_TOKENS} are the least")
     text = list(tokens[: chunks * CHUNK_TOKENS])
     shared = chunks // 2 * CHUNK_TOKENS
-    asked = [*question, *text[:_HINT_TOKENS]]
+    asked = [*question, *text[_HINT]]
     continued = [*text[:shared], *text[shared + CHUNK_TOKENS // 2 :], *text[shared : shared + CHUNK_TOKENS]]
     return Prompts([*text, *asked], [*continued, *asked], chunks)
 

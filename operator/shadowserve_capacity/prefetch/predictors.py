@@ -77,7 +77,7 @@ class PartialData:
 
     With d_i the differences of the m batches seen of B: estimate prior + B mean(d), variance
     s^2 B (B - m) / m (finite-population correction); combined by precision with N(mean, variance) of the
-    log ratios realised so far. Before two batches are seen only the latter counts (`prior`: mean and variance of `ratios`).
+    log ratios realised so far (`prior`). Before two batches are seen only the latter counts.
     """
 
     ratios: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))

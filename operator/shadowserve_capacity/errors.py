@@ -1,0 +1,13 @@
+"""What can go wrong, sorted by who must act."""
+
+
+class CapacityError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class TargetFault(CapacityError):
+    """The target density broke its promise: NaN, infinity, or two answers to one question."""
+
+
+class ProposalFault(CapacityError):
+    """The proposal returned something that is not a state of the chain."""

@@ -1,0 +1,138 @@
+"""Whoever computes the chain, however badly they guess and behave, the bytes are the serial run's."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shadowserve_capacity.errors import ProposalFault, TargetFault
+from shadowserve_capacity.prefetch.chain import run_serial
+from shadowserve_capacity.prefetch.master import Master
+from shadowserve_capacity.prefetch.predictors import Comparison, ConstantRate, Naive, PartialData, Predictor
+from shadowserve_capacity.prefetch.problem import Adaptation, Problem, Proposed, State
+from shadowserve_capacity.prefetch.simulated import Cluster, Faults, run_simulated
+
+
+@dataclass
+class Gaussian:
+    """Mean of N(theta, 1) data, with a prior that ends at +-20."""
+
+    data: np.ndarray
+    batches: int = 10
+
+    def log_prior(self, theta: State) -> float:
+        return 0.0 if np.abs(theta).max() < 20 else -np.inf
+
+    def log_likelihood(self, theta: State, batch: int) -> float:
+        return float(-0.5 * ((self.data[batch] - theta) ** 2).sum())
+
+
+@dataclass
+class Inverted:
+    inner: Predictor = field(default_factory=PartialData)
+
+    def probability(self, comparison: Comparison) -> float:
+        return 1.0 - self.inner.probability(comparison)
+
+    def learn(self, accepted: bool, difference: float) -> None:
+        self.inner.learn(accepted, difference)
+
+
+@dataclass
+class Erratic:
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(5))
+
+    def probability(self, comparison: Comparison) -> float:
+        return float(self.rng.choice([0.0, 1.0, np.nan, self.rng.random()]))
+
+    def learn(self, accepted: bool, difference: float) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """Redraws until positive: takes as many random numbers as the path needs."""
+
+    def propose(self, theta: State, log_scale: float, rng: np.random.Generator) -> Proposed:
+        while True:
+            candidate = theta + np.exp(log_scale / 2) * rng.standard_normal(theta.shape[0])
+            if candidate[0] > -10:
+                return Proposed(candidate, 0.01)
+
+
+PREDICTORS = [Naive, ConstantRate, PartialData, Inverted, Erratic]
+
+
+def gaussian_problem(seed: int = 1, iterations: int = 120, **changes: object) -> Problem:
+    data = np.random.default_rng(seed).normal(1.0, 1.0, (10, 20, 3))
+    values: dict[str, object] = {"target": Gaussian(data), "start": np.full(3, 5.0), "seed": seed}
+    return Problem(**{**values, "iterations": iterations, "adaptation": Adaptation(-2.0), **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS)
+@pytest.mark.parametrize("workers", [1, 2, 7, 64])
+def test_any_predictor_and_worker_count_gives_the_serial_bytes(predictor: type, workers: int) -> None:
+    problem = gaussian_problem(iterations=max(20, 120 // workers))
+    assert run_simulated(problem, Cluster(workers), predictor()).chain.sha256 == run_serial(problem).sha256
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    workers=st.integers(1, 64),
+    predictor=st.sampled_from(PREDICTORS),
+    faults=st.builds(Faults, st.floats(0, 0.5), st.floats(0, 0.2), st.floats(0, 0.5), st.integers(0, 1000)),
+    proposal=st.booleans(),
+)
+def test_slow_dying_repeating_workers_cost_time_only(
+    seed: int, workers: int, predictor: type, faults: Faults, proposal: bool
+) -> None:
+    changes: dict[str, object] = {"proposal": Truncated()} if proposal else {}
+    problem = gaussian_problem(seed, 12, **changes)
+    run = run_simulated(problem, Cluster(workers, message_seconds=0.3, faults=faults), predictor())
+    assert run.chain.sha256 == run_serial(problem).sha256
+
+
+def test_one_worker_wastes_nothing() -> None:
+    run = run_simulated(gaussian_problem(), Cluster(1), Naive())
+    assert run.speedup == pytest.approx(1.0)
+    assert run.wasted == 0.0
+
+
+def test_looking_at_data_speeds_burn_in_up() -> None:
+    problem = gaussian_problem(start=np.full(3, 15.0), adaptation=Adaptation(-6.0, None))
+    naive = run_simulated(problem, Cluster(16), Naive())
+    ours = run_simulated(problem, Cluster(16), PartialData())
+    assert ours.speedup > 2 * naive.speedup
+
+
+def test_states_outside_the_support_are_rejected_without_data() -> None:
+    problem = gaussian_problem(start=np.full(3, 19.9), adaptation=Adaptation(6.0, None), iterations=60)
+    assert run_simulated(problem, Cluster(8)).chain.sha256 == run_serial(problem).sha256
+
+
+def test_a_target_that_changes_its_answer_is_named() -> None:
+    master = Master(gaussian_problem(), Naive())
+    task = master.assign(0)
+    assert task is not None
+    master.update(0, task.node, 0, -1.0)
+    with pytest.raises(TargetFault, match="changed its answer: batch 0"):
+        master.update(0, task.node, 0, -1.5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_target_that_is_not_finite_is_stopped(value: float) -> None:
+    data = np.zeros((10, 1, 3))
+    data[4] = value
+    with pytest.raises(TargetFault, match="batch 4"):
+        run_simulated(gaussian_problem(target=Gaussian(data)), Cluster(4))
+
+
+def test_a_proposal_of_the_wrong_shape_is_refused() -> None:
+    class Wrong:
+        def propose(self, theta: State, log_scale: float, rng: np.random.Generator) -> Proposed:
+            return Proposed(theta[:1])
+
+    with pytest.raises(ProposalFault, match=r"shape \(1,\)"):
+        run_serial(gaussian_problem(proposal=Wrong()))

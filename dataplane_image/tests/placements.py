@@ -138,3 +138,13 @@ def put(placement: Placement, ref: SlotRef, offset: int, data: bytes) -> None:
     """Place `data` at `offset` of a slot."""
     placement.reserve(ref, offset, len(data))[:] = data
     placement.commit(ref, offset, len(data))
+
+
+def put_until_refused(placement: Placement, ref: SlotRef, offset: int, data: bytes) -> None:
+    """Place again and again: over a network the refusal of what was sent is seen only by what is sent later."""
+
+    def again() -> bool:
+        put(placement, ref, offset, data)
+        return False
+
+    wait_until(again, "the refusal")

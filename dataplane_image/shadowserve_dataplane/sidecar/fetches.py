@@ -183,6 +183,9 @@ class Fetches:
 
     def _answer(self, settled: Settled, outcome: ChunkOutcome, reason: str) -> None:
         session, ref = settled.session, settled.ref
+        if settled.finished is not None:  # counted before it is told: who was told finds it in the metrics
+            self._metrics.fetched(settled.finished.outcome, time.monotonic() - settled.finished.began)
+            self._timers.pop((session.number, settled.job)).cancel()
         if ref is not None and outcome is ChunkOutcome.LANDED:
             self._landing.hand_over(ref.lease)
             self._tell(session, Landed(settled.job, settled.index, ref.slot))
@@ -190,6 +193,3 @@ class Fetches:
             if ref is not None:
                 self._landing.revoke(ref.lease)
             self._tell(session, ChunkFailed(settled.job, settled.index, outcome, reason))
-        if settled.finished is not None:
-            self._metrics.fetched(settled.finished.outcome, time.monotonic() - settled.finished.began)
-            self._timers.pop((session.number, settled.job)).cancel()

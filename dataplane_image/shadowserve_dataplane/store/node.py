@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from valkey.asyncio import BlockingConnectionPool, Connection, Valkey
@@ -38,7 +38,8 @@ class Node:
         self.address = address
         self._tls = settings.tls is not None
         self._heard = False
-        self._client = Valkey.from_pool(_pool(address, settings))
+        self._made: list[Connection] = []
+        self._client = Valkey.from_pool(_pool(address, settings, self._connection))
 
     async def run(self, commands: Sequence[tuple[bytes | str, ...]]) -> list[Reply | ResponseError]:
         """Return the replies to `commands`, sent together; an error reply is returned, not raised.
@@ -59,8 +60,17 @@ class Node:
         return replies
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, also those that the pool lost when a call was given up while it connected."""
         await self._client.aclose()
+        for connection in self._made:
+            await connection.disconnect(nowait=True)
+        self._made.clear()
+
+    def _connection(self, **options: Any) -> Connection:
+        connection = (_TlsConnection if self._tls else Connection)(**options)
+        self._made = [each for each in self._made if each.is_connected]
+        self._made.append(connection)
+        return connection
 
 
 def translated(error: Exception, address: Address) -> ShadowServeError:
@@ -124,7 +134,7 @@ class _TlsConnection(Connection):
         return {**super()._connection_arguments(), "ssl": self._tls, "server_hostname": self.host}
 
 
-def _pool(address: Address, settings: StoreSettings) -> BlockingConnectionPool:
+def _pool(address: Address, settings: StoreSettings, connection: Callable[..., Connection]) -> BlockingConnectionPool:
     # No lib_name and lib_version: they cost a CLIENT SETINFO, which a user of least rights may not send.
     options: dict[str, Any] = {
         "host": address.host,
@@ -141,5 +151,5 @@ def _pool(address: Address, settings: StoreSettings) -> BlockingConnectionPool:
         "timeout": None,
     }
     if settings.tls is not None:
-        return BlockingConnectionPool(connection_class=_TlsConnection, tls=settings.tls, **options)
-    return BlockingConnectionPool(connection_class=Connection, **options)
+        options["tls"] = settings.tls
+    return BlockingConnectionPool(connection_class=connection, **options)  # type: ignore[arg-type]  # it only calls it

@@ -132,7 +132,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Run the demo; returns the exit code."""
     options = _options(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell that runs us in the background has it ignored
+        signal.signal(number, _interrupt)
     try:
         text = (options.prompt_file or REPOSITORY / "LICENSE").read_text()
         choice = StackOptions(tier=options.tier, landing=options.landing)

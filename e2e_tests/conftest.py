@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Generator, Iterator
 
 import pytest
+
 from engine_story import Story
 from shadowserve_lab.home import say
 from shadowserve_lab.stack import Environments, Stack, StackOptions

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
+
 from shadowserve_dataplane.chunks import ChunkKey, KvDtype, KvShape
 from shadowserve_dataplane.codec.decode import FrameDecoder
 from shadowserve_dataplane.codec.format import Expected, Limits, parse_header

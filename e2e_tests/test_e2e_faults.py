@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 import xxhash
+
 from engine_story import ANSWER_TOKENS, CHUNK_TOKENS, SECONDS, Story, key_of, values_of
 from shadowserve_dataplane.chunks import KvDtype, KvShape
 from shadowserve_dataplane.codec.encode import Encoder

@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
 from engine_story import ANSWER_TOKENS, CHUNK_TOKENS, SECONDS, Story
 from shadowserve_lab.engine_client import Ask
 from shadowserve_lab.processes import wait_until

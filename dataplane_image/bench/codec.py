@@ -12,6 +12,7 @@ from pydoc_data.topics import topics
 import torch
 from quality import FORCED_TOKENS, PREFIX_TOKENS, ForcedText
 from results import Goal, Result, Wanted, emit
+
 from shadowserve_dataplane.chunks import CHUNK_TOKENS, ChunkKey, KvDtype, KvShape
 from shadowserve_dataplane.codec.decode import FrameDecoder
 from shadowserve_dataplane.codec.encode import Encoder

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from results import Goal, Result, Wanted, emit
+
 from shadowserve_lab.engine_client import Answer, Ask, EngineClient
 from shadowserve_lab.home import say
 from shadowserve_lab.processes import wait_until

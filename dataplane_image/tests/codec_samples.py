@@ -1,6 +1,7 @@
 """Values and round trips for the codec's tests, in plain numpy."""
 
 import numpy as np
+
 from shadowserve_dataplane.chunks import ChunkKey, KvDtype, KvShape
 from shadowserve_dataplane.codec.decode import FrameDecoder
 from shadowserve_dataplane.codec.encode import Encoder

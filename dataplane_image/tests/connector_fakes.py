@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import numpy as np
+
 from shadowserve_dataplane.chunks import KvDtype, KvShape
 from shadowserve_dataplane.connector.landed_image import CodesImage, ValuesImage
 from shadowserve_dataplane.connector.messages import PROTOCOL, Hello

@@ -7,6 +7,7 @@ from types import TracebackType
 
 import numpy as np
 from codec_samples import sample_values
+
 from shadowserve_dataplane.chunks import ChunkKey, KvShape, store_key
 from shadowserve_dataplane.codec.encode import Encoder
 from shadowserve_dataplane.codec.landed import LandedLayout

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from real_store import Certificate, wait_until
+
 from shadowserve_dataplane.landing import LandingBuffer, SlotRef
 from shadowserve_dataplane.place.base import Placement, PlacementTarget
 from shadowserve_dataplane.place.loopback import LoopbackTarget

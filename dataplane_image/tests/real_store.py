@@ -21,6 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
 from shadowserve_dataplane.store.settings import StoreSettings
 from shadowserve_dataplane.store.topology import SLOTS, Address, Topology
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from real_store import RedisServer
+
 from shadowserve_dataplane.chunks import ChunkKey, KvDtype, KvShape, store_key
 from shadowserve_dataplane.codec.encode import Encoder
 from shadowserve_dataplane.codec.tiers import Tier

@@ -18,6 +18,8 @@ from typing import Any, Self, TypeVar
 
 import zmq
 from real_store import RedisServer, free_port, wait_until
+from sidecar_chunks import Chunk
+
 from shadowserve_dataplane.chunks import KvShape
 from shadowserve_dataplane.connector.buffers import MappedBuffer
 from shadowserve_dataplane.connector.landed_image import ValuesImage, parse_image
@@ -37,7 +39,6 @@ from shadowserve_dataplane.connector.messages import (
     pack,
     unpack_from_sidecar,
 )
-from sidecar_chunks import Chunk
 
 ANSWER_SECONDS = 20.0
 Message = TypeVar("Message")

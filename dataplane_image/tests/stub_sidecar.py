@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import zmq
+
 from shadowserve_dataplane.connector import messages as m
 
 HEADER = struct.Struct("<4sHBBHHIHHIIIQ24x")

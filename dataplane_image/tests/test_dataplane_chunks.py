@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from shadowserve_dataplane.chunks import (
     KvDtype,
     KvShape,

@@ -8,6 +8,7 @@ import xxhash
 from codec_samples import KEY, encode, parse, restored, sample_shape, sample_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from shadowserve_dataplane.chunks import ChunkKey, KvDtype
 from shadowserve_dataplane.codec.format import Expected, Limits, parse_header
 from shadowserve_dataplane.codec.tiers import LandingMode, Tier

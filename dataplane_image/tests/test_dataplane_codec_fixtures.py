@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from codec_samples import land, parse, restored, sample_shape
+
 from shadowserve_dataplane.chunks import KvDtype
 from shadowserve_dataplane.codec import reference
 from shadowserve_dataplane.codec.inspect import describe

@@ -14,6 +14,7 @@ import zstandard
 from codec_samples import encode, parse, restored, sample_shape, sample_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from shadowserve_dataplane.chunks import KvDtype
 from shadowserve_dataplane.codec import reference
 from shadowserve_dataplane.codec.entropy import FrameInflater, frame_compressor

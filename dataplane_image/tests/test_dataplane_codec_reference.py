@@ -5,6 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 from codec_samples import encode, parse, restored, sample_shape, sample_values
+
 from shadowserve_dataplane.chunks import KvDtype, KvShape
 from shadowserve_dataplane.codec import reference
 from shadowserve_dataplane.codec.bytewise import BytePlanes

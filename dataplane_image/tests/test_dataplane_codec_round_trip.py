@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 from codec_samples import KEY, as_floats, encode, land, parse, restored, sample_shape, sample_values
+
 from shadowserve_dataplane.chunks import KvDtype, KvShape
 from shadowserve_dataplane.codec.decode import FrameDecoder
 from shadowserve_dataplane.codec.encode import Encoder

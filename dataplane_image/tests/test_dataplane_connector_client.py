@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from connector_fakes import hello
 from real_store import wait_until
+from stub_sidecar import Behaviour, StubSidecar
+
 from shadowserve_dataplane.connector.client import SidecarClient
 from shadowserve_dataplane.connector.messages import Found, FromSidecar, Hello, Lookup, Welcome
-from stub_sidecar import Behaviour, StubSidecar
 
 
 class Heard:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from real_store import wait_until
+
 from shadowserve_dataplane.chunks import KvShape
 from shadowserve_dataplane.connector.identity import (
     CacheIdentity,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from shadowserve_dataplane.chunks import ChunkKey, KvDtype, KvShape
 from shadowserve_dataplane.codec.decode import FrameDecoder
 from shadowserve_dataplane.codec.encode import Encoder

@@ -5,6 +5,7 @@ import pickle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from shadowserve_dataplane.connector.plan import (
     ChunkLoad,
     Geometry,

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 from connector_fakes import GEOMETRY, SHAPE, hello, request, scheduled
 from real_store import wait_until
+from stub_sidecar import Behaviour, StubSidecar
+
 from shadowserve_dataplane.chunks import chunk_keys, namespace
 from shadowserve_dataplane.connector.identity import CacheIdentity, ModelSource
 from shadowserve_dataplane.connector.messages import Hello, Lookup
 from shadowserve_dataplane.connector.plan import ChunkLoad, StepPlan, StepReport
 from shadowserve_dataplane.connector.scheduler import NewRequest, ScheduledRequest, SchedulerHalf, Step
 from shadowserve_dataplane.connector.settings import ConnectorSettings
-from stub_sidecar import Behaviour, StubSidecar
 
 TOKENS = list(range(100))
 KEYS = chunk_keys(namespace(b"model", SHAPE, tenant_salt=b"salt"), TOKENS, 16)

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from shadowserve_dataplane.chunks import KvDtype, KvShape
 from shadowserve_dataplane.connector.engine import EngineSetup
 from shadowserve_dataplane.connector.plan import Geometry

@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+
 from shadowserve_dataplane.connector.plan import ChunkLoad, ChunkStore, LoadPlan
 from shadowserve_dataplane.connector.transfers import EndedLoad, Loads, Stores
 

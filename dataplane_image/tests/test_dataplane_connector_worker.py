@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from connector_fakes import SHAPE, FakeCache, chunk_values, hello
 from real_store import wait_until
+from stub_sidecar import Behaviour, StubSidecar
+
 from shadowserve_dataplane.connector.messages import Cancel, Fetch, Release, Store
 from shadowserve_dataplane.connector.plan import ChunkLoad, ChunkStore, LoadPlan, StepPlan, StepReport
 from shadowserve_dataplane.connector.settings import ConnectorSettings
 from shadowserve_dataplane.connector.worker import WorkerHalf
-from stub_sidecar import Behaviour, StubSidecar
 
 VALUES = [chunk_values(seed) for seed in range(4)]
 KEYS = [bytes([seed]) * 32 for seed in range(4)]

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from shadowserve_dataplane.errors import Cancelled, SettingsError
 from shadowserve_dataplane.landing import LandingBuffer, SlotRef, SlotState
 

@@ -9,6 +9,7 @@ import pytest
 from pipeline_bench import SECONDS, SHAPE, PipelineBench, Results, StoredChunk, make_stored, put
 from placements import TOKEN, receiver_of
 from real_store import RedisCluster, RedisServer, wait_until
+
 from shadowserve_dataplane.chunks import ChunkKey, KvShape, store_key
 from shadowserve_dataplane.codec.encode import Encoder
 from shadowserve_dataplane.codec.tiers import LandingMode, Tier

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from placements import KINDS, SLOT_BYTES, SLOTS, TOKEN, Arena, arena_of, opened, put, put_until_refused, receiver_of
 from real_store import Certificate, wait_until
+
 from shadowserve_dataplane.deadline import Deadline
 from shadowserve_dataplane.errors import Cancelled, DeadlineExceeded, NetworkError
 from shadowserve_dataplane.landing import LandingBuffer, SlotRef, SlotState

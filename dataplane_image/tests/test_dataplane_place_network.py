@@ -11,6 +11,7 @@ import pytest
 import xxhash
 from placements import SLOT_BYTES, SLOTS, TOKEN, Arena, arena_of, opened, put, put_until_refused, receiver_of
 from real_store import Certificate, free_port, wait_until
+
 from shadowserve_dataplane.deadline import Deadline
 from shadowserve_dataplane.errors import Cancelled, DeadlineExceeded, NetworkError, PeerProtocolError
 from shadowserve_dataplane.landing import LandingBuffer, SlotRef, SlotState

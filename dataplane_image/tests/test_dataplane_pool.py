@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from real_store import wait_until
+
 from shadowserve_dataplane.deadline import Deadline
 from shadowserve_dataplane.errors import Cancelled, DeadlineExceeded, SettingsError
 from shadowserve_dataplane.pool import BufferPool

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from real_store import RedisServer, free_port, wait_until
+from sidecar_process import DataPlaneProcess
+
 from shadowserve_dataplane.chunks import ChunkKey, KvShape
 from shadowserve_dataplane.codec.tiers import LandingMode
 from shadowserve_dataplane.deadline import Deadline
@@ -17,7 +19,6 @@ from shadowserve_dataplane.fetch.plan import ChunkRequest, FetchJob
 from shadowserve_dataplane.fetch.remote import PlacementAddress, RemoteDataPlane
 from shadowserve_dataplane.fetch.report import ChunkResult
 from shadowserve_dataplane.landing import SlotRef
-from sidecar_process import DataPlaneProcess
 
 SHAPE = KvShape(layers=1, kv_heads=1, head_dim=16, tokens=16)
 NOWHERE = PlacementAddress("127.0.0.1", 9, bytes(32))

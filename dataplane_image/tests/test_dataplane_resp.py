@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from shadowserve_dataplane.errors import PeerProtocolError
 from shadowserve_dataplane.store.resp import (
     INLINE_BYTES,

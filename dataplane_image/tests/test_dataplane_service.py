@@ -17,6 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pipeline_bench import SECONDS, SHAPE, PipelineBench, make_stored, put
 from real_store import RedisServer, wait_until
+
 from shadowserve_dataplane.chunks import ChunkKey
 from shadowserve_dataplane.codec.landed import LandedLayout
 from shadowserve_dataplane.errors import ChunkOutcome, NetworkError, PeerProtocolError

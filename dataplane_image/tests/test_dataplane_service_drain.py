@@ -13,6 +13,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from real_store import RedisServer, wait_until
+from sidecar_process import DataPlaneProcess
+
 from shadowserve_dataplane.chunks import ChunkKey, KvShape
 from shadowserve_dataplane.codec.tiers import LandingMode
 from shadowserve_dataplane.deadline import Deadline
@@ -22,7 +24,6 @@ from shadowserve_dataplane.fetch.remote import PlacementAddress, RemoteDataPlane
 from shadowserve_dataplane.fetch.report import ChunkResult
 from shadowserve_dataplane.landing import SlotRef
 from shadowserve_dataplane.service.__main__ import serve
-from sidecar_process import DataPlaneProcess
 
 SHAPE = KvShape(layers=1, kv_heads=1, head_dim=16, tokens=16)
 NAME = "shadowserve.dataplane.v1.DataPlane"

@@ -12,12 +12,13 @@ import pytest
 from pipeline_bench import SECONDS, SHAPE, PipelineBench, make_stored, put
 from placements import TOKEN
 from real_store import Certificate, RedisServer, wait_until
+from sidecar_process import DataPlaneProcess
+
 from shadowserve_dataplane.codec.landed import LandedLayout
 from shadowserve_dataplane.errors import ChunkOutcome, NetworkError
 from shadowserve_dataplane.fetch.remote import PlacementAddress, RemoteDataPlane
 from shadowserve_dataplane.landing import LandingBuffer, SlotRef
 from shadowserve_dataplane.place.receiver import TcpPlacementReceiver
-from sidecar_process import DataPlaneProcess
 
 
 @dataclass

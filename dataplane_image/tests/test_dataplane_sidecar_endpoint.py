@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from shadowserve_dataplane.sidecar.endpoint import EndpointFile, parse_endpoint
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from real_store import RedisServer, wait_until
-from shadowserve_dataplane.chunks import store_key
-from shadowserve_dataplane.connector.messages import ChunkFailed, SessionUnknown, Stored
 from sidecar_chunks import SHAPE, Chunk, make_chunks, put_chunks
 from sidecar_process import ANSWER_SECONDS, Client, SidecarProcess, config_for
+
+from shadowserve_dataplane.chunks import store_key
+from shadowserve_dataplane.connector.messages import ChunkFailed, SessionUnknown, Stored
 
 LATE = 'shadowserve_lookups_total{result="late"}'
 ERROR = 'shadowserve_lookups_total{result="error"}'

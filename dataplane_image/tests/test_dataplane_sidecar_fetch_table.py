@@ -3,6 +3,7 @@
 from itertools import count
 
 import pytest
+
 from shadowserve_dataplane.chunks import ChunkKey, KvShape
 from shadowserve_dataplane.codec.tiers import LandingMode
 from shadowserve_dataplane.deadline import Deadline

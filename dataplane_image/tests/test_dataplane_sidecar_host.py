@@ -6,6 +6,9 @@ from pathlib import Path
 import msgspec
 import pytest
 from real_store import RedisCluster, RedisServer
+from sidecar_chunks import SHAPE, Chunk, make_chunks, put_chunks
+from sidecar_process import Client, SidecarProcess, config_for
+
 from shadowserve_dataplane.chunks import KvDtype, KvShape, store_key
 from shadowserve_dataplane.codec.landed import LandedLayout
 from shadowserve_dataplane.connector.landed_image import CodesImage, ValuesImage, parse_image
@@ -22,8 +25,6 @@ from shadowserve_dataplane.connector.messages import (
 from shadowserve_dataplane.landing import LandingBuffer
 from shadowserve_dataplane.sidecar.landing_slots import LandingSlots
 from shadowserve_dataplane.sidecar.staging import round_to_pages
-from sidecar_chunks import SHAPE, Chunk, make_chunks, put_chunks
-from sidecar_process import Client, SidecarProcess, config_for
 
 SLOT_BYTES = round_to_pages(LandedLayout.max_bytes(SHAPE))
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
 from shadowserve_dataplane.chunks import ChunkKey
 from shadowserve_dataplane.deadline import Deadline
 from shadowserve_dataplane.errors import DeadlineExceeded, NetworkError, SettingsError, ShadowServeError

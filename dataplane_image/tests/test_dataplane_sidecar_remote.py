@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from real_store import RedisServer, wait_until
-from shadowserve_dataplane.connector.messages import ChunkFailed, Landed
 from sidecar_chunks import SHAPE, Chunk, make_chunks, put_chunks
 from sidecar_process import Client, DataPlaneProcess, SidecarProcess, config_for
+
+from shadowserve_dataplane.connector.messages import ChunkFailed, Landed
 
 AT_CARD = 'shadowserve_placement_info{place="dpu"}'
 AT_HOST = 'shadowserve_placement_info{place="host"}'

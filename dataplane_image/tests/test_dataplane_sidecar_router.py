@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import zmq
+
 from shadowserve_dataplane.errors import SettingsError
 from shadowserve_dataplane.sidecar.router import Router
 

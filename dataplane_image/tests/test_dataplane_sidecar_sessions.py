@@ -4,6 +4,7 @@ from itertools import count
 
 import msgspec
 import pytest
+
 from shadowserve_dataplane.chunks import KvDtype, KvShape
 from shadowserve_dataplane.connector.messages import PROTOCOL, Hello
 from shadowserve_dataplane.sidecar.sessions import Greeted, Refusal, Session, Sessions

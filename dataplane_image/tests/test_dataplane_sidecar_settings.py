@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from shadowserve_dataplane.errors import SettingsError
 from shadowserve_dataplane.sidecar.settings import file_mode, namespace_salt, parse_config, read_config, store_settings
 from shadowserve_dataplane.store.topology import Address, Topology

@@ -1,6 +1,7 @@
 """Where the next fetch runs: the rule, as a table."""
 
 import pytest
+
 from shadowserve_dataplane.sidecar.switch import LONGEST_BACKOFF, Place, RemoteState, choose
 
 NONE = RemoteState()

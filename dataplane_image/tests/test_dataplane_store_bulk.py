@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from chunk_sinks import RecordingSink
 from real_store import Certificate, RedisCluster, RedisServer
+
 from shadowserve_dataplane.chunks import ChunkKey, store_key
 from shadowserve_dataplane.deadline import Deadline
 from shadowserve_dataplane.errors import (

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from real_store import Certificate, RedisCluster, RedisServer, wait_until
+
 from shadowserve_dataplane.chunks import ChunkKey, store_key
 from shadowserve_dataplane.deadline import Deadline
 from shadowserve_dataplane.errors import DeadlineExceeded, NetworkError, SettingsError, StoreRefused

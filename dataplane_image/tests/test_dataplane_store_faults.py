@@ -6,6 +6,7 @@ import pytest
 from chunk_sinks import RecordingSink
 from real_store import free_port
 from scripted_store import Peer, Script, ScriptedStore
+
 from shadowserve_dataplane.chunks import ChunkKey
 from shadowserve_dataplane.deadline import Deadline
 from shadowserve_dataplane.errors import DeadlineExceeded, NetworkError, PeerProtocolError, StoreRefused

@@ -1,6 +1,7 @@
 """Slot maps and redirects, without a cluster."""
 
 import pytest
+
 from shadowserve_dataplane.chunks import ChunkKey, store_key
 from shadowserve_dataplane.errors import PeerProtocolError
 from shadowserve_dataplane.store.topology import (

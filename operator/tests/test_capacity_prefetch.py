@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from shadowserve_capacity.errors import ProposalFault, TargetFault
 from shadowserve_capacity.prefetch.chain import run_serial
 from shadowserve_capacity.prefetch.master import Master

@@ -1,29 +1,19 @@
-"""`shadowserve`: the command line for people; the processes have commands of their own."""
+"""`shadowserve chunk`: look at stored chunks."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from shadowserve_dataplane import __version__
-
-application = typer.Typer(add_completion=False, no_args_is_help=True)
-chunk = typer.Typer(no_args_is_help=True)
-application.add_typer(chunk, name="chunk", help="Look at stored chunks.")
+application = typer.Typer(no_args_is_help=True)
 
 
 @application.callback()
-def shadowserve() -> None:
-    """Restore KV caches beside the engine."""
+def chunk() -> None:
+    """Look at stored chunks."""
 
 
 @application.command()
-def version() -> None:
-    """Print the version."""
-    typer.echo(__version__)
-
-
-@chunk.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="A chunk, for example from `valkey-cli --raw GET shadowserve:KEY`.")],
 ) -> None:
@@ -38,12 +28,3 @@ def inspect(
     typer.echo(said)
     if "whole:" not in said:
         raise typer.Exit(1)
-
-
-def main() -> None:
-    """Run the command line."""
-    application()
-
-
-if __name__ == "__main__":
-    main()

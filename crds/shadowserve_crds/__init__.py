@@ -1,0 +1,1 @@
+"""What users write and read: the custom resources of ShadowServe, and the names that the parts agree on."""

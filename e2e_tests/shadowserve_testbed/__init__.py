@@ -1,0 +1,1 @@
+"""A real Kubernetes on one machine: nodes are network namespaces, or kind."""

@@ -1,0 +1,1 @@
+"""`shadowserve`: the command line for people; every part adds its own commands."""

@@ -1,0 +1,1 @@
+"""The operator: observes the cluster, decides with pure functions, acts by server-side apply."""

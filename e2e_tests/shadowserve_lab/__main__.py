@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
 
 def _become(command: list[str], made: dict[str, str]) -> int:
     """Replace this process by `command`, with the environments in its environment."""
-    paths = [str(REPOSITORY / folder) for folder in ("dataplane_image", "e2e_tests", "operator")]
+    paths = [str(REPOSITORY / folder) for folder in ("crds", "dataplane_image", "e2e_tests", "operator")]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])]),

@@ -19,6 +19,7 @@ check: ## Lint, types, import contracts, generated code: what CI runs first, und
 	@$(DEV) ruff format --check --quiet .
 	@$(DEV) lint-imports
 	@$(DEV) python -m shadowserve_dataplane.fetch.generate --check
+	@$(DEV) python -m shadowserve_crds.generate --check
 	@$(DEV) mypy
 
 test: check unit engine-test ## Everything, on a fresh machine too: checks, unit tests, engine stories
@@ -36,8 +37,9 @@ soak: ## 1000 requests through two engines and a store that is too small
 demo-local: ## Two vLLM engines, one cache: the second answers a long prompt from what the first computed
 	@$(STACK) python -m shadowserve_lab.demo $(ARGS)
 
-generate: ## Write the generated code
+generate: ## Write the generated code, custom resource definitions and reference
 	@$(DEV) python -m shadowserve_dataplane.fetch.generate
+	@$(DEV) python -m shadowserve_crds.generate
 
 format: ## Fix what ruff can fix
 	@$(DEV) ruff check --fix .

@@ -34,6 +34,7 @@ def exact_stack(environments: Environments) -> Iterator[Stack]:
     limits = {"fetchDeadlineMs": 3000, "lookupDeadlineMs": 500}
     options = StackOptions(tier="Lossless", dtype="float32", sidecar={"limits": limits})
     with Stack(options, environments, say) as stack:
+        stack.use_store_proxy()
         for engine in stack.engines.values():
             engine.client.tokenize("warm")
         yield stack

@@ -9,7 +9,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -21,15 +21,19 @@ from shadowserve_lab.processes import wait_until
 from shadowserve_lab.stack import Environments, Stack, StackOptions
 
 PREFIX_TOKENS = 1792
-QUESTION_TOKENS = 32
+QUESTION_TOKENS = (32, 128)
+"""A short question, and one of the length of a chat turn: the part that every engine has to compute itself."""
 STREAM_TOKENS = 160
 SLOW_LINK = 100e6
 """Bits per second of the link while a stream decodes: the fetch then lasts some twenty tokens."""
-TOO_NOISY = 1.0
-"""Spread of the local hits above which the machine is too busy to tell anything."""
+TOO_NOISY = 0.4
+"""Distance of the quartiles of the local hits, in medians, above which the machine is too busy to tell."""
 _BENCH = "engine_ttft"
 _STORED_SECONDS = 60.0
-_SETTLE_SECONDS = 0.3
+_QUIET_SECONDS = 1.5
+"""vLLM's processes poll, each on a whole core, for a second after their last message: wait until engine A rests."""
+_WAKING = 24
+"""Tokens of the request that B answers just before each of its hits: B polls then, as it does under any traffic."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,14 @@ def measure_rounds(stack: Stack, prompts: Sequence[list[int]]) -> list[Round]:
 def _round(stack: Stack, prompt: list[int]) -> Round:
     a, b = stack.engines["a"].client, stack.engines["b"].client
     cold = _stored(stack, a, prompt)
-    remote = b.complete(Ask(prompt, 8))
-    local = b.complete(Ask(prompt, 8))
+    remote = _woken(b, prompt)
+    local = _woken(b, prompt)
     return Round(cold.ttft, remote.ttft, local.ttft, remote.tokens == local.tokens)
+
+
+def _woken(engine: EngineClient, prompt: list[int]) -> Answer:
+    engine.complete(Ask(prompt[:_WAKING], 2))
+    return engine.complete(Ask(prompt, 8))
 
 
 def _stored(stack: Stack, engine: EngineClient, prompt: list[int]) -> Answer:
@@ -60,7 +69,7 @@ def _stored(stack: Stack, engine: EngineClient, prompt: list[int]) -> Answer:
     answer = engine.complete(Ask(prompt, 8))
     chunks = len(prompt) // 256
     wait_until(lambda: stack.store.size() >= before + chunks, _STORED_SECONDS, "chunks in the store")
-    time.sleep(_SETTLE_SECONDS)
+    time.sleep(_QUIET_SECONDS)
     return answer
 
 
@@ -90,9 +99,8 @@ def _split_gaps(arrivals: Sequence[float], begin: float, end: float) -> tuple[fl
     return statistics.fmean(within), statistics.fmean(without)
 
 
-def report(rounds: Sequence[Round], streams: Sequence[tuple[float, float]], parameters: dict[str, object]) -> None:
-    """Print every figure."""
-    case = str(parameters["tier"])
+def report_rounds(case: str, rounds: Sequence[Round], parameters: Mapping[str, object]) -> None:
+    """Print what the rounds of one case say."""
 
     def figure(
         metric: str, samples: Sequence[float], unit: str, goal: Goal | None = None, rival: str | None = None
@@ -106,52 +114,72 @@ def report(rounds: Sequence[Round], streams: Sequence[tuple[float, float]], para
     figure("remote_over_local", [r.remote / r.local for r in rounds], "ratio", Goal(at_most, 1.25), "local prefix hit")
     figure("remote_over_cold", [r.remote / r.cold for r in rounds], "ratio", Goal(at_most, 0.15), "recompute")
     figure("answers_equal_to_local_hit", [float(r.equal) for r in rounds], "share")
+
+
+def report_streams(case: str, streams: Sequence[tuple[float, float]], parameters: Mapping[str, object]) -> None:
+    """Print what the streams say."""
+    rival = "the same stream without a fetch"
+    emit(Result(_BENCH, case, "stream_tpot_without_fetch", [s[1] for s in streams], "s", None, None, parameters))
     ratios = [during / without for during, without in streams]
-    figure("stream_tpot_without_fetch", [without for _, without in streams], "s")
-    figure("stream_tpot_during_fetch", ratios, "ratio", Goal(at_most, 1.10), "the same stream without a fetch")
+    goal = Goal(Wanted.AT_MOST, 1.10)
+    emit(Result(_BENCH, case, "stream_tpot_during_fetch", ratios, "ratio", goal, rival, parameters))
+
+
+def measure_place(place: str, options: argparse.Namespace, words: random.Random) -> bool:
+    """Measure and print everything with the data plane in one place; False when the machine is too busy to tell."""
+    vocabulary = [words.randrange(1000, 30_000) for _ in range(400)]
+
+    def prompts(number: int, question: int) -> list[list[int]]:
+        return [words.choices(vocabulary, k=PREFIX_TOKENS + question) for _ in range(number)]
+
+    choice = StackOptions(
+        tier=options.tier,
+        landing=options.landing,
+        workers=options.workers,
+        data_plane=place == "process",
+    )
+    parameters: dict[str, object] = {**vars(options), "prefix_tokens": PREFIX_TOKENS, "cores": os.cpu_count()}
+    case = f"{options.tier}, data plane in {'a process' if place == 'process' else 'the sidecar'}"
+    with Stack(choice, Environments.from_environment(), say) as stack:
+        say("warming up")
+        measure_rounds(stack, prompts(1, QUESTION_TOKENS[0]))
+        for question in QUESTION_TOKENS:
+            say(f"{options.repeats} rounds with a question of {question} tokens")
+            rounds = measure_rounds(stack, prompts(options.repeats, question))
+            if (noise := _noise([r.local for r in rounds])) > TOO_NOISY:
+                say(f"the quartiles of local hits differ by {noise:.0%} of the median: too busy a machine to tell")
+                return False
+            report_rounds(f"{case}, question {question}", rounds, {**parameters, "question_tokens": question})
+        if place == "process" and options.streams:
+            say(f"{options.streams} fetches over a slow link beside a stream; the engines have a core of their own")
+            stack.use_store_proxy()
+            stack.part_cores()
+            streams = [measure_stream(stack, prompt) for prompt in prompts(options.streams, QUESTION_TOKENS[0])]
+            report_streams(case, streams, parameters)
+    return True
+
+
+def _noise(samples: Sequence[float]) -> float:
+    if len(samples) < 2:
+        return 0.0
+    low, middle, high = statistics.quantiles(samples, n=4)
+    return (high - low) / middle
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run; 3 when the machine is too busy to tell."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=7, help="prompts (default 7)")
+    parser.add_argument("--repeats", type=int, default=7, help="prompts of each kind (default 7)")
     parser.add_argument("--streams", type=int, default=5, help="fetches beside a decoding stream (default 5)")
     parser.add_argument("--tier", default="Balanced")
     parser.add_argument("--landing", default="Codes")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--host", action="store_true", help="restore in the sidecar, without a data-plane process")
-    parser.add_argument("--pin", action="store_true", help="engines on core 0, everything else on core 1")
+    places = ("sidecar", "process")
+    parser.add_argument("--places", nargs="+", choices=places, default=places, help="where the data plane runs")
     options = parser.parse_args(arguments)
-    rng = random.Random(1)
-    words = [rng.randrange(1000, 30_000) for _ in range(400)]
-    length = PREFIX_TOKENS + QUESTION_TOKENS
-    prompts = [rng.choices(words, k=length) for _ in range(options.repeats + options.streams + 1)]
-    choice = StackOptions(
-        tier=options.tier,
-        landing=options.landing,
-        workers=options.workers,
-        data_plane=not options.host,
-        engine_cores=(0,) if options.pin else (),
-        other_cores=(1,) if options.pin else (),
-    )
-    with Stack(choice, Environments.from_environment(), say) as stack:
-        say("warming up")
-        measure_rounds(stack, prompts[-1:])
-        say(f"{options.repeats} rounds")
-        rounds = measure_rounds(stack, prompts[: options.repeats])
-        streams = [] if options.host else [measure_stream(stack, p) for p in prompts[options.repeats : -1]]
-    parameters = {
-        **vars(options),
-        "prefix_tokens": PREFIX_TOKENS,
-        "question_tokens": QUESTION_TOKENS,
-        "cores": os.cpu_count(),
-    }
-    local = Result(_BENCH, "", "", [r.local for r in rounds], "s")
-    if local.spread > TOO_NOISY:
-        say(f"local hits differ by {local.spread:.0%} of their median: this machine is too busy to tell")
-        return 3
-    report(rounds, streams or [(1.0, 1.0)], parameters)
-    return 0
+    words = random.Random(1)
+    told = [measure_place(place, options, words) for place in options.places]
+    return 0 if all(told) else 3
 
 
 if __name__ == "__main__":

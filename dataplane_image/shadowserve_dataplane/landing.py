@@ -8,7 +8,6 @@ lease was revoked stays in quarantine until the last writer has left.
 import mmap
 import os
 import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +43,10 @@ class _Slot:
     owner: bytes | None = None
     """Whose bytes are in a slot that is not blank; None: of somebody that is gone."""
 
+    def foreign_to(self, owner: bytes) -> bool:
+        """Whether it holds what `owner` must not see."""
+        return not self.blank and self.owner != owner
+
 
 class LandingBuffer:
     """`total_bytes` of memory, every page touched at the start, cut into slots by `carve`. Thread-safe.
@@ -62,7 +65,7 @@ class LandingBuffer:
         self._memory = memoryview(_mapped(total_bytes, path, mode))
         self._memory[:: mmap.PAGESIZE] = bytes(-(-total_bytes // mmap.PAGESIZE))
         self._slots: list[_Slot] = []
-        self._free: deque[int] = deque()
+        self._free: list[int] = []
         self._by_lease: dict[int, int] = {}
         self._leases = 0
         self._lock = threading.Lock()
@@ -90,25 +93,33 @@ class LandingBuffer:
             blank = not self._slots  # slots cut anew hold what others left
             self.slot_bytes = stride
             self._slots = [_Slot(blank=blank) for _ in range(self.total_bytes // stride)]
-            self._free = deque(range(len(self._slots)))
+            self._free = list(reversed(range(len(self._slots))))
             return len(self._slots)
 
     def lease(self, owner: bytes) -> SlotRef | None:
-        """Return a free slot for `owner`, None when there is none. What another owner left in it is zeroed first."""
+        """Return a free slot for `owner`, None when there is none. What another owner left in it is zeroed first.
+
+        The slot that was freed last goes first: its bytes are still in the processor's cache.
+        """
         with self._lock:
             if not self._free:
                 return None
-            number = self._free.popleft()
-            slot = self._slots[number]
-            self._leases += 1
-            slot.state, slot.lease = SlotState.FILLING, self._leases
-            self._by_lease[slot.lease] = number
-            stranger = not slot.blank and slot.owner != owner
-            slot.blank, slot.owner = False, owner
-            ref = SlotRef(number, slot.lease)
+            ref, stranger = self._take(self._free.pop(), owner)
         if stranger:
-            self._view(number)[:] = bytes(self.slot_bytes)
+            self._zero(ref.slot)
         return ref
+
+    def clean_one(self, owner: bytes) -> bool:
+        """Zero a free slot that another owner left, so that `lease` need not; returns whether there was one."""
+        with self._lock:
+            foreign = next((number for number in self._free if self._slots[number].foreign_to(owner)), None)
+            if foreign is None:
+                return False
+            self._free.remove(foreign)
+            ref, _ = self._take(foreign, owner)
+        self._zero(foreign)
+        self._end(ref.lease)
+        return True
 
     @contextmanager
     def writer(self, ref: SlotRef) -> Iterator[memoryview]:
@@ -184,6 +195,18 @@ class LandingBuffer:
         self._by_lease.pop(slot.lease, None)
         slot.state, slot.lease = SlotState.FREE, 0
         self._free.append(number)
+
+    def _take(self, number: int, owner: bytes) -> tuple[SlotRef, bool]:
+        slot = self._slots[number]
+        self._leases += 1
+        slot.state, slot.lease = SlotState.FILLING, self._leases
+        self._by_lease[slot.lease] = number
+        stranger = slot.foreign_to(owner)
+        slot.blank, slot.owner = False, owner
+        return SlotRef(number, slot.lease), stranger
+
+    def _zero(self, number: int) -> None:
+        self._view(number)[:] = bytes(self.slot_bytes)
 
     def _view(self, number: int) -> memoryview:
         start = number * self.slot_bytes

@@ -271,3 +271,35 @@ def test_owners_on_many_threads_never_see_one_another() -> None:
     assert not trouble
     assert len(leases) == len(set(leases)) > 100
     assert landing.count()[SlotState.FREE] == 3
+
+
+def test_the_slot_freed_last_is_lent_first() -> None:
+    landing = LandingBuffer(4 * PAGE)
+    landing.carve(PAGE)
+    first, second = leased(landing), leased(landing)
+    landing.release(first.lease)
+    landing.release(second.lease)
+    assert leased(landing).slot == second.slot
+    assert leased(landing).slot == first.slot
+
+
+def test_cleaning_zeroes_what_others_left_and_nothing_else() -> None:
+    landing = LandingBuffer(3 * PAGE)
+    landing.carve(PAGE)
+    mine, foreign = leased(landing, b"mine"), leased(landing, b"foreign")
+    for ref in (mine, foreign):
+        fill(landing, ref, 0xAA)
+        landing.release(ref.lease)
+    assert landing.clean_one(b"mine")
+    assert not landing.clean_one(b"mine"), "nothing foreign is left"
+    assert landing.count()[SlotState.FREE] == 3
+    contents = {ref.slot: content(landing, ref) for ref in (leased(landing, b"mine") for _ in range(3))}
+    assert contents[mine.slot] == b"\xaa" * PAGE
+    assert contents[foreign.slot] == bytes(PAGE)
+
+
+def test_slots_in_use_are_not_cleaned() -> None:
+    landing = LandingBuffer(PAGE)
+    landing.carve(PAGE)
+    fill(landing, leased(landing, b"foreign"), 0xAA)
+    assert not landing.clean_one(b"mine")

@@ -26,7 +26,9 @@ def main() -> int:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_forget_signals)
+    # A group of its own keeps Ctrl-C away from it. A session would too, but Linux shares the cores by session: on few
+    # cores a thread that has just been woken then waits tens of milliseconds behind another part's busy loop.
+    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=_forget_signals)
     os.write(status, f"{child.pid}\n".encode())
     os.close(status)
     while child.poll() is None and not _abandoned():

@@ -52,7 +52,7 @@ class Program:
                 stderr=output,
                 env=None if environment is None else dict(environment),
                 pass_fds=(status,),
-                start_new_session=True,
+                process_group=0,  # not a session: see `main` of guard.py
             )
         os.close(status)
         with os.fdopen(reading) as pipe:
@@ -108,3 +108,12 @@ def tree_resident_bytes(pid: int) -> int:
     own = (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     return own + sum(tree_resident_bytes(int(child)) for task in tasks for child in task.read_text().split())
+
+
+def pin_tree(pid: int, cores: Sequence[int]) -> None:
+    """Let every thread of a process and of its descendants run on `cores` only."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(ProcessLookupError):
+            os.sched_setaffinity(int(task.name), cores)
+        for child in (task / "children").read_text().split():
+            pin_tree(int(child), cores)

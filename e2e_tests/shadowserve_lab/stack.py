@@ -15,7 +15,7 @@ from typing import cast
 import valkey
 
 from shadowserve_lab.engine_client import EngineClient, Metrics
-from shadowserve_lab.processes import Program, free_port
+from shadowserve_lab.processes import Program, free_port, pin_tree
 from shadowserve_lab.store_proxy import StoreProxy
 
 HOST = "127.0.0.1"
@@ -65,8 +65,6 @@ class StackOptions:
     data_plane: bool = True
     workers: int = 1
     threads: int = 1
-    engine_cores: tuple[int, ...] = ()
-    other_cores: tuple[int, ...] = ()
     store_bytes: int = 0
     sidecar: dict[str, object] = field(default_factory=dict)
 
@@ -131,9 +129,10 @@ class DataPlaneProcess:
         """Return its metrics as they are now."""
         return Metrics.scrape(f"http://{HOST}:{self._ports.read_text().split()[1]}/metrics")
 
-    def restart(self) -> None:
-        """Start it again, at another port."""
+    def restart(self, store_url: str | None = None) -> None:
+        """Start it again, at another port; `store_url`: with another store."""
         self.program.stop()
+        self._store_url = store_url or self._store_url
         self.program = self._start()
 
     def _start(self) -> Program:
@@ -210,7 +209,6 @@ class Engine:
         command += ["--max-num-seqs", "8", "--max-num-batched-tokens", "4096"]
         if socket is not None:
             command += ["--kv-transfer-config", json.dumps(kv_transfer_config(socket))]
-        command = [*pinned_to(options.engine_cores), *command]
         environment = {
             **os.environ,
             **_OFFLINE,
@@ -223,11 +221,6 @@ class Engine:
         """Return once it answers."""
         assert self.program is not None
         self.program.wait_ready(self.client.healthy, _ENGINE_SECONDS)
-
-
-def pinned_to(cores: Sequence[int]) -> list[str]:
-    """Return how a command line begins that runs only on `cores`; nothing when there are none named."""
-    return ["taskset", "-c", ",".join(map(str, cores))] if cores else []
 
 
 def kv_transfer_config(socket: Path) -> dict[str, object]:
@@ -259,6 +252,20 @@ class Stack:
     def model(self) -> Path:
         """Folder of the model that the engines serve."""
         return self._environments.model
+
+    def use_store_proxy(self) -> None:
+        """From now on the data plane reaches the store through `store_proxy`, which can hold, cut and slow it."""
+        assert self.data_plane is not None
+        self.data_plane.restart(f"redis://{HOST}:{self.store_proxy.port}")
+        for sidecar in self.sidecars.values():
+            sidecar.use_data_plane(self.data_plane.endpoint)
+
+    def part_cores(self) -> None:
+        """Give the engines one core, and everything else another, from now on."""
+        engine_core, other_core = sorted(os.sched_getaffinity(0))[:2]
+        engines = {engine.program for engine in self.engines.values()}
+        for program in self._programs():
+            pin_tree(program.pid, [engine_core if program in engines else other_core])
 
     def __enter__(self) -> "Stack":
         try:
@@ -294,14 +301,11 @@ class Stack:
 
     def _start(self) -> None:
         options, python = self.options, Path(sys.executable)
-        if options.other_cores:
-            os.sched_setaffinity(0, options.other_cores)  # what this process starts inherits it
         self._say("starting the store" + (", the data plane and sidecars" if options.cached else ""))
         self.store = Store(self.folder, self._environments.store_server, options.store_bytes)
         if options.cached and options.data_plane:
             self.store_proxy = StoreProxy(self.store.port)
-            store_url = f"redis://{HOST}:{self.store_proxy.port}"
-            self.data_plane = DataPlaneProcess(self.folder, python, store_url, options.workers)
+            self.data_plane = DataPlaneProcess(self.folder, python, self.store.url, options.workers)
         for name in options.engines:
             engine = self.engines[name] = Engine(name, self.folder, self._environments, options)
             engine.start(self._sidecar(name).socket if options.cached else None)

@@ -27,7 +27,8 @@ class MappedBuffer:
             size = os.fstat(descriptor).st_size
             if size < buffer.bytes:
                 raise ValueError(f"{buffer.path} has {size} bytes, {buffer.bytes} were announced")
-            mapping = mmap.mmap(descriptor, buffer.bytes, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+            # populated: else the first fetches pay for hundreds of page faults each
+            mapping = mmap.mmap(descriptor, buffer.bytes, mmap.MAP_SHARED | mmap.MAP_POPULATE)
         finally:
             os.close(descriptor)
         return cls(tuple(buffer.slots), buffer.slot_bytes, memoryview(mapping))

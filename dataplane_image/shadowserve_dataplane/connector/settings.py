@@ -21,7 +21,7 @@ class ConnectorSettings:
     socket: str = DEFAULT_SOCKET
     model_identity: bytes | None = None
     chunk_tokens: int = CHUNK_TOKENS
-    idle_wait: float = 0.002
+    idle_wait: float = 0.010
     store_hold: float = 2.0
 
     @classmethod

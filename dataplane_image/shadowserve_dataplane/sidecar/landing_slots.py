@@ -58,12 +58,11 @@ def slots_in_use(landing: LandingBuffer) -> int:
 def zero_for(landing: LandingBuffer, owner: bytes) -> None:
     """Start to zero the free slots that others had, so that the first fetch of `owner` need not.
 
-    Each is lent and given back at once; a slot that is in use is zeroed when it is lent next.
+    A slot that is in use is zeroed when it is lent next.
     """
     threading.Thread(target=_zero, args=(landing, owner), name="shadowserve-zero", daemon=True).start()
 
 
 def _zero(landing: LandingBuffer, owner: bytes) -> None:
-    for _ in range(landing.slots):
-        if (ref := landing.lease(owner)) is not None:
-            landing.release(ref.lease)
+    while landing.clean_one(owner):
+        pass

@@ -6,7 +6,7 @@ LAB := PYTHONPATH=e2e_tests $(PYTHON) -m shadowserve_lab
 DEV := $(LAB) run --with dev
 STACK := $(LAB) run --with dev --with engine --with model --with store
 
-.PHONY: help setup check test unit engine-test soak demo-local generate format bench bench-ttft bench-codec clean
+.PHONY: help setup check test unit engine-test cluster-test soak demo-local generate format bench bench-ttft bench-codec clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,14 +22,17 @@ check: ## Lint, types, import contracts, generated code: what CI runs first, und
 	@$(DEV) python -m shadowserve_crds.generate --check
 	@$(DEV) mypy
 
-test: check unit engine-test ## Everything, on a fresh machine too: checks, unit tests, engine stories
+test: check unit engine-test cluster-test ## Everything, on a fresh machine too: checks, unit tests, stories
 
 unit: ## Tests that need no engine: formats, store, pipeline, data plane, sidecar
 	@$(LAB) run --with dev --with store python -m pytest -m "not engine" $(ARGS)
 
 engine-test: ## Tests inside the engine's environment, then stories with real vLLM engines
 	@$(STACK) sh -c '"$$SHADOWSERVE_LAB_ENGINE/bin/python" -m pytest -m engine dataplane_image/tests $(ARGS)'
-	@$(STACK) python -m pytest --timeout 600 e2e_tests $(ARGS)
+	@$(STACK) python -m pytest --timeout 600 e2e_tests/test_e2e_hits.py e2e_tests/test_e2e_faults.py $(ARGS)
+
+cluster-test: ## Stories with a real API server, built from Go modules on first use (some minutes)
+	@$(DEV) python -m pytest e2e_tests/test_e2e_crds.py $(ARGS)
 
 soak: ## 1000 requests through two engines and a store that is too small
 	@$(STACK) python -m shadowserve_lab.soak $(ARGS)

@@ -53,7 +53,7 @@ class Condition(Section):
     """Why, in a sentence for people; says what to do where something has to be done."""
     observed_generation: Annotated[int, Field(ge=0)] = 0
     """The generation of the spec that this was said about."""
-    last_transition_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] = ""
+    last_transition_time: Annotated[str | None, Field(json_schema_extra={"format": "date-time"})] = None
     """When `status` changed last."""
 
 

@@ -68,7 +68,7 @@ def _object_schema(kind: type[Resource]) -> Schema:
         "kind": {"description": kind.kind_name, "type": "string"},
         "metadata": {"type": "object"},
         "spec": properties["spec"],
-        "status": {key: value for key, value in properties["status"].items() if key != "default"},
+        "status": _without_defaults(properties["status"]),
     }
     shape: Schema = {"description": _first_paragraph(kind), "properties": fields, "type": "object"}
     return {**shape, "required": required} if required else shape
@@ -108,6 +108,8 @@ def _converted(schema: Schema, definitions: Schema, path: str, rules: Mapping[st
         raise NotStructural(f"{path}: {', '.join(unknown)} has no structural form")
     result = {key: value for key, value in schema.items() if key not in _DROPPED and key != "const"}
     result |= _nested(schema, definitions, path, rules)
+    if "default" in result:
+        result["default"] = _without_nulls(result["default"])
     if "type" not in result and "enum" not in result:
         raise NotStructural(f"{path}: no type")
     return result
@@ -137,6 +139,25 @@ def _optional(
         raise NotStructural(f"{path}: a choice of several types has no structural form")
     rest = {key: value for key, value in schema.items() if key != "anyOf" and not (key == "default" and value is None)}
     return _converted({**real[0], **rest}, definitions, path, rules)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a default as the API server takes it: what is not set is absent."""
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return value
+
+
+def _without_defaults(schema: Schema) -> Schema:
+    """Return the schema of a status: what is not known yet is absent, never a default."""
+    kept = {key: value for key, value in schema.items() if key != "default"}
+    if "properties" in kept:
+        kept["properties"] = {name: _without_defaults(field) for name, field in kept["properties"].items()}
+    if "items" in kept:
+        kept["items"] = _without_defaults(kept["items"])
+    return kept
 
 
 def _first_paragraph(model: type[BaseModel]) -> str:

@@ -1,12 +1,15 @@
 """`shadowserve`: puts the commands of all parts together; the processes have commands of their own."""
 
+from importlib import import_module
+
 import typer
 
-from shadowserve_cli import chunk
 from shadowserve_dataplane import __version__
 
+_PARTS = {"chunk": "shadowserve_cli.chunk", "testbed": "shadowserve_testbed.cli"}
+"""Commands by the module whose `application` they are; absent where that part's requirements are not installed."""
+
 application = typer.Typer(add_completion=False, no_args_is_help=True)
-application.add_typer(chunk.application, name="chunk", help="Look at stored chunks.")
 
 
 @application.callback()
@@ -22,6 +25,12 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line."""
+    for name, module in _PARTS.items():
+        try:
+            application.add_typer(import_module(module).application, name=name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("shadowserve_"):
+                raise
     application()
 
 

@@ -1,0 +1,129 @@
+"""Kubernetes and what it needs, built from Go modules: pinned, each made once, kept in the home by version.
+
+No registry of binaries or images is needed, only a Go toolchain and its module proxy. `k8s.io/kubernetes` is served as
+a module, but its archive lacks the staging folders that its go.mod points to: they are replaced by the modules that
+were published from them (v1.36.3 -> v0.36.3).
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shadowserve_lab.home import Artifact, Home
+
+KUBERNETES = "1.36.3"
+ETCD = "3.6.15"
+_STAGED = re.compile(r"^\s*(k8s\.io/[a-z-]+) => \./staging", re.MULTILINE)
+_TELL_SECONDS = 20.0
+_DOWNLOAD_SECONDS = 600.0
+
+
+class BuildError(Exception):
+    """A binary cannot be built; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """One command of a Go module; `minutes` is about what it takes on two cores with nothing cached."""
+
+    name: str
+    package: str
+    module: str
+    version: str
+    minutes: float
+    tags: str = ""
+
+    @property
+    def artifact(self) -> Artifact:
+        """Where it is kept."""
+        return Artifact(self.name, (self.package, self.module, self.version, self.tags, "stripped, without cgo"))
+
+
+def _kubernetes(name: str, minutes: float) -> Tool:
+    return Tool(name, f"k8s.io/kubernetes/cmd/{name}", "k8s.io/kubernetes", KUBERNETES, minutes, "providerless")
+
+
+ETCD_SERVER = Tool("etcd", "go.etcd.io/etcd/server/v3", "go.etcd.io/etcd/server/v3", ETCD, 0.5)
+API_SERVER = _kubernetes("kube-apiserver", 5)
+KUBECTL = _kubernetes("kubectl", 0.5)
+CONTROL_PLANE = (ETCD_SERVER, API_SERVER, KUBECTL)
+
+
+class Binaries:
+    """Finds and builds them."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+
+    def path(self, tool: Tool) -> Path:
+        """Return the binary, building it first if need be. Raises `BuildError`."""
+        return self._home.make(tool.artifact, lambda folder: self._build(tool, folder)) / tool.name
+
+    def missing(self, tools: Sequence[Tool]) -> list[Tool]:
+        """Return those that are still to be built."""
+        return [tool for tool in tools if not self._home.has(tool.artifact)]
+
+    def _build(self, tool: Tool, folder: Path) -> None:
+        go = shutil.which("go")
+        if go is None:
+            raise BuildError(f"{tool.name} is built by Go, which is not installed: see https://go.dev/doc/install")
+        self._home.say(f"{tool.name} {tool.version}: about {tool.minutes:g} minutes on two cores, less when repeated")
+        source = folder / "source"
+        source.mkdir()
+        (source / "go.mod").write_text(_go_mod(go, tool))
+        self._run([go, "mod", "tidy"], source, f"{tool.name}: looking its modules up")
+        flags = ["-trimpath", "-v", "-tags", tool.tags, "-ldflags", _link_flags(tool), "-o", str(folder / tool.name)]
+        self._run([go, "build", *flags, tool.package], source, f"{tool.name}: compiling")
+        shutil.rmtree(source)
+
+    def _run(self, command: Sequence[str], folder: Path, what: str) -> None:
+        """Run a Go command; tells how far it is. Raises `BuildError` with the end of what it printed."""
+        environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false", "GOWORK": "off"}
+        lines: list[str] = []
+        told = time.monotonic()
+        with subprocess.Popen(
+            command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                lines.append(line)
+                if time.monotonic() - told > _TELL_SECONDS:
+                    told = time.monotonic()
+                    self._home.say(f"{what}, {len(lines)} packages so far")
+        if process.returncode:
+            raise BuildError(f"{' '.join(command)} failed:\n{''.join(lines[-20:])}")
+
+
+def _go_mod(go: str, tool: Tool) -> str:
+    lines = [f"module testbed/{tool.name}", "", "go 1.26.0", "", f"tool {tool.package}", ""]
+    lines += [f"require {tool.module} v{tool.version}", ""]
+    if tool.module == "k8s.io/kubernetes":
+        published = "v0." + tool.version.removeprefix("1.")
+        lines += [f"replace {name} => {name} {published}" for name in _staged_modules(go, tool)]
+    return "\n".join(lines) + "\n"
+
+
+def _staged_modules(go: str, tool: Tool) -> list[str]:
+    wanted = f"{tool.module}@v{tool.version}"
+    download = [go, "mod", "download", "-json", wanted]
+    alone = {**os.environ, "GOWORK": "off"}
+    done = subprocess.run(download, capture_output=True, text=True, check=False, timeout=_DOWNLOAD_SECONDS, env=alone)
+    found = re.search(r'"GoMod": "([^"]+)"', done.stdout)
+    if done.returncode or found is None:
+        raise BuildError(f"cannot download {wanted}: {done.stdout or done.stderr}")
+    return _STAGED.findall(Path(found[1]).read_text())
+
+
+def _link_flags(tool: Tool) -> str:
+    if tool.module != "k8s.io/kubernetes":
+        return "-s -w"
+    major, minor, _ = tool.version.split(".")
+    base = "k8s.io/component-base/version"
+    values = {f"{base}.gitVersion": f"v{tool.version}", f"{base}.gitMajor": major, f"{base}.gitMinor": minor}
+    values["k8s.io/client-go/pkg/version.gitVersion"] = f"v{tool.version}"
+    return " ".join(["-s", "-w", *(f"-X {name}={value}" for name, value in values.items())])

@@ -1,0 +1,112 @@
+"""config.json of the sidecars of one PrefixCache, as `shadowserve_dataplane.sidecar.settings` reads it."""
+
+import json
+from typing import Any
+
+from shadowserve_crds import names
+from shadowserve_crds.prefixcache import Isolation, PrefixCache, StoreTopology, StoreType, Transport
+from shadowserve_operator.desired.labels import Json, labels_of, rendered
+
+SECRETS_FOLDER = "/etc/shadowserve/secrets"
+STAGING_BYTES = 128 << 20
+
+
+def config_map_name(cache: PrefixCache) -> str:
+    """Return the name of the ConfigMap."""
+    return f"{cache.name}-config"
+
+
+def secret_name(cache: PrefixCache) -> str:
+    """Return the name of the Secret with the store's password and the tenants' salt."""
+    return f"{cache.name}-secrets"
+
+
+def store_service_name(cache: PrefixCache) -> str:
+    """Return the name of the Service by which clients find the managed store."""
+    return f"{cache.name}-store"
+
+
+def config_map(cache: PrefixCache) -> Json:
+    """Return the ConfigMap."""
+    body = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": config_map_name(cache), "labels": labels_of(cache.name, "config")},
+        "data": {"config.json": json.dumps(sidecar_config(cache), indent=2, sort_keys=True)},
+    }
+    return rendered(cache, body)
+
+
+def sidecar_user() -> str:
+    """Return the store's user for sidecars and data planes: it reads and writes chunks, and nothing else."""
+    return "shadowserve-sidecar"
+
+
+def sidecar_config(cache: PrefixCache) -> Json:
+    """Return the content of config.json."""
+    spec = cache.spec
+    limits: dict[str, Any] = {
+        "lookupDeadlineMs": _milliseconds(spec.limits.lookup_deadline.seconds),
+        "fetchDeadlineMs": _milliseconds(spec.limits.fetch_deadline.seconds),
+        "maxInFlightChunks": spec.limits.max_in_flight_chunks,
+    }
+    if spec.limits.time_to_live is not None:
+        limits["timeToLiveSeconds"] = spec.limits.time_to_live.seconds
+    placement: Json = {
+        "order": [str(place) for place in spec.placement.order],
+        "workers": max(1, int(spec.placement.host.resources.cpu.amount)),
+    }
+    config: Json = {
+        "store": _store(cache),
+        "tier": str(spec.codec.tier),
+        "landing": str(spec.placement.landing),
+        "landingBufferBytes": int(spec.placement.landing_buffer),
+        "stagingBufferBytes": STAGING_BYTES,
+        "limits": limits,
+        "placement": placement,
+        "isolation": str(spec.tenancy.isolation),
+        "fileMode": "0666",  # the folder is seen by the pod's own containers only, whatever users they run as
+        "metricsPort": names.SIDECAR_METRICS_PORT,
+    }
+    if spec.tenancy.isolation is not Isolation.SHARED:
+        config["saltFile"] = f"{SECRETS_FOLDER}/salt"
+    if spec.security.transport is Transport.MUTUAL_TLS:
+        placement["tls"] = tls_files()
+    return config
+
+
+def tls_files() -> Json:
+    """Return the certificate files of an injected pod."""
+    return {
+        "authorityFile": f"{names.TLS_FOLDER}/ca.crt",
+        "certificateFile": f"{names.TLS_FOLDER}/tls.crt",
+        "keyFile": f"{names.TLS_FOLDER}/tls.key",
+    }
+
+
+def _store(cache: PrefixCache) -> Json:
+    store, transport = cache.spec.store, cache.spec.security.transport
+    if store.type is StoreType.EXTERNAL:
+        external = store.external
+        assert external is not None, "the API server sees to that"
+        section: Json = {"endpoints": list(external.endpoints), "topology": str(external.topology)}
+        if external.credentials_secret_ref is not None:
+            section["passwordFile"] = f"{SECRETS_FOLDER}/store-password"
+        if external.tls is not None:
+            section["tls"] = {"authorityFile": f"{SECRETS_FOLDER}/store-ca.crt"} if external.tls.ca_secret_ref else {}
+        return section
+    shards = store.managed.shards if store.managed is not None else 1
+    topology = StoreTopology.CLUSTER if shards > 1 else StoreTopology.STANDALONE
+    section = {
+        "endpoints": [f"{store_service_name(cache)}.{cache.namespace}.svc:{names.STORE_PORT}"],
+        "topology": str(topology),
+        "username": sidecar_user(),
+        "passwordFile": f"{SECRETS_FOLDER}/store-password",
+    }
+    if transport is Transport.MUTUAL_TLS:
+        section["tls"] = tls_files()
+    return section
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))

@@ -1,0 +1,101 @@
+"""The data planes of a PrefixCache: one DaemonSet on the cards' nodes."""
+
+from shadowserve_crds import names
+from shadowserve_crds.prefixcache import PlaceName, PrefixCache, RdmaMode, Transport
+from shadowserve_operator.desired.config import SECRETS_FOLDER, secret_name, sidecar_config
+from shadowserve_operator.desired.labels import Json, labels_of, rendered, selector_of
+from shadowserve_operator.desired.pods import restricted
+from shadowserve_operator.settings import OperatorSettings
+
+COMPONENT = "data-plane"
+_USER = 65532
+
+
+def dataplane_objects(cache: PrefixCache, settings: OperatorSettings) -> list[Json]:
+    """Return the DaemonSet; nothing when no card may be used."""
+    if PlaceName.DPU not in cache.spec.placement.order:
+        return []
+    selector = selector_of(cache.name, COMPONENT)
+    body = {
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": {"name": f"{cache.name}-data-plane", "labels": labels_of(cache.name, COMPONENT)},
+        "spec": {
+            "selector": {"matchLabels": selector},
+            "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}},
+            "template": {
+                "metadata": {"labels": {**labels_of(cache.name, COMPONENT), **selector}},
+                "spec": _pod(cache, settings),
+            },
+        },
+    }
+    return [rendered(cache, body)]
+
+
+def _pod(cache: PrefixCache, settings: OperatorSettings) -> Json:
+    dpu = cache.spec.placement.dpu
+    volumes: list[Json] = [{"name": "secrets", "secret": {"secretName": secret_name(cache)}}]
+    mounts: list[Json] = [{"name": "secrets", "mountPath": SECRETS_FOLDER, "readOnly": True}]
+    command = ["shadowserve-dataplane", "serve", "--workers", str(max(1, int(dpu.resources.cpu.amount)))]
+    if cache.spec.security.transport is Transport.MUTUAL_TLS:
+        volumes.append({"name": "tls", "secret": {"secretName": f"{cache.name}-data-plane-tls"}})
+        mounts.append({"name": "tls", "mountPath": names.TLS_FOLDER, "readOnly": True})
+        command += ["--tls-certificate", f"{names.TLS_FOLDER}/tls.crt", "--tls-key", f"{names.TLS_FOLDER}/tls.key"]
+        command += ["--tls-authority", f"{names.TLS_FOLDER}/ca.crt"]
+    container: Json = {
+        "name": "data-plane",
+        "image": settings.dataplane_image,
+        "command": command,
+        "env": _environment(cache),
+        "ports": [
+            {"name": "grpc", "containerPort": names.DATA_PLANE_PORT},
+            {"name": "metrics", "containerPort": names.DATA_PLANE_METRICS_PORT},
+        ],
+        "readinessProbe": {"tcpSocket": {"port": "grpc"}, "periodSeconds": 2, "timeoutSeconds": 2},
+        "resources": _resources(cache),
+        "securityContext": restricted(_USER),
+        "volumeMounts": mounts,
+    }
+    return {
+        "automountServiceAccountToken": False,
+        "affinity": _on_cards(cache),
+        "containers": [container],
+        "terminationGracePeriodSeconds": 30,
+        "tolerations": [toleration.dump() for toleration in dpu.tolerations],
+        "volumes": volumes,
+    }
+
+
+def _on_cards(cache: PrefixCache) -> Json:
+    """Return the affinity to card nodes: those with the selector's labels, else all that name their host."""
+    dpu = cache.spec.placement.dpu
+    wanted = [{"key": key, "operator": "In", "values": [value]} for key, value in (dpu.node_selector or {}).items()]
+    terms = wanted or [{"key": dpu.host_label_key, "operator": "Exists"}]
+    required = {"nodeSelectorTerms": [{"matchExpressions": terms}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
+
+
+def _environment(cache: PrefixCache) -> list[Json]:
+    """Return the variables; the password comes before the URL that is made of it."""
+    store = sidecar_config(cache)["store"]
+    variables: list[Json] = []
+    login = ""
+    if store.get("passwordFile"):
+        source = {"secretKeyRef": {"name": secret_name(cache), "key": "store-password"}}
+        variables.append({"name": "STORE_PASSWORD", "valueFrom": source})
+        login = f"{store.get('username', '')}:$(STORE_PASSWORD)@"
+    scheme = "valkeys" if "tls" in store else "valkey"
+    query = f"?topology={store['topology']}" if store["topology"] != "Standalone" else ""
+    variables.append({"name": "SHADOWSERVE_STORE", "value": f"{scheme}://{login}{','.join(store['endpoints'])}{query}"})
+    return variables
+
+
+def _resources(cache: PrefixCache) -> Json:
+    dpu = cache.spec.placement.dpu
+    amounts = {"cpu": str(dpu.resources.cpu), "memory": str(dpu.resources.memory)}
+    amounts |= {name: str(amount) for name, amount in dpu.extended_resources.items()}
+    if dpu.hugepages is not None:
+        amounts[f"hugepages-{dpu.hugepages.page_size}"] = str(dpu.hugepages.size)
+    if dpu.rdma.mode is not RdmaMode.NONE and dpu.rdma.resource_name is not None:
+        amounts[dpu.rdma.resource_name] = "1"
+    return {"requests": amounts, "limits": dict(amounts)}

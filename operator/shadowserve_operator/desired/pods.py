@@ -1,0 +1,24 @@
+"""What all pods that the operator makes have in common: least privileges, and spreading where it is possible."""
+
+from collections.abc import Mapping
+
+from shadowserve_operator.desired.labels import Json
+
+
+def restricted(user: int) -> Json:
+    """Return a container's security context that the `restricted` Pod Security Standard takes."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "runAsUser": user,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def tolerant_anti_affinity(selector: Mapping[str, str]) -> Json:
+    """Return an affinity that spreads pods over nodes, but never keeps one from running."""
+    term = {"labelSelector": {"matchLabels": dict(selector)}, "topologyKey": "kubernetes.io/hostname"}
+    weighted = [{"weight": 100, "podAffinityTerm": term}]
+    return {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": weighted}}

@@ -1,0 +1,176 @@
+"""The managed store of a PrefixCache: Valkey as a StatefulSet, with configuration, Services, disruption budget."""
+
+from shadowserve_crds import names
+from shadowserve_crds.prefixcache import ComputeResources, Eviction, ManagedStore, PrefixCache, StoreType, Transport
+from shadowserve_crds.quantities import Quantity
+from shadowserve_operator.desired.config import secret_name, store_service_name
+from shadowserve_operator.desired.labels import Json, digest, labels_of, rendered, selector_of
+from shadowserve_operator.desired.pods import restricted, tolerant_anti_affinity
+from shadowserve_operator.settings import OperatorSettings
+
+_COMPONENT = "store"
+_CONFIG_FOLDER, _SECRETS_FOLDER, _DATA_FOLDER = "/etc/valkey", "/etc/valkey/secrets", "/data"
+_POLICIES = {Eviction.LEAST_FREQUENTLY_USED: "allkeys-lfu", Eviction.LEAST_RECENTLY_USED: "allkeys-lru"}
+_OVERHEAD_PARTS = 4
+"""A quarter more than the chunks: replies under way, fragmentation, the server itself."""
+_USER = 999
+
+
+def store_objects(cache: PrefixCache, settings: OperatorSettings) -> list[Json]:
+    """Return everything of the managed store; nothing for an external one."""
+    if cache.spec.store.type is not StoreType.MANAGED:
+        return []
+    managed = managed_store(cache)
+    bodies = [
+        _configuration(cache, managed),
+        _headless_service(cache),
+        _client_service(cache),
+        _stateful_set(cache, managed, settings),
+    ]
+    if managed.shards > 1 or managed.replicas_per_shard:
+        bodies.append(_disruption_budget(cache))
+    return [rendered(cache, body) for body in bodies]
+
+
+def managed_store(cache: PrefixCache) -> ManagedStore:
+    """Return how the managed store should be; defaults where nothing is said."""
+    return cache.spec.store.managed or ManagedStore()
+
+
+def configuration_text(cache: PrefixCache, managed: ManagedStore) -> str:
+    """Return valkey.conf."""
+    lines = [
+        f"port {0 if _encrypted(cache) else names.STORE_PORT}",
+        f"maxmemory {int(managed.memory_per_shard)}",
+        f"maxmemory-policy {_POLICIES[managed.eviction]}",
+        f"dir {_DATA_FOLDER}",
+        'save ""',
+        f"appendonly {'yes' if managed.storage else 'no'}",
+        f"aclfile {_SECRETS_FOLDER}/users.acl",
+    ]
+    if _encrypted(cache):
+        lines += [
+            f"tls-port {names.STORE_PORT}",
+            f"tls-cert-file {names.TLS_FOLDER}/tls.crt",
+            f"tls-key-file {names.TLS_FOLDER}/tls.key",
+            f"tls-ca-cert-file {names.TLS_FOLDER}/ca.crt",
+            "tls-auth-clients yes",
+        ]
+    if managed.shards > 1:
+        lines += ["cluster-enabled yes", "cluster-config-file nodes.conf", "cluster-preferred-endpoint-type hostname"]
+        lines += ["tls-cluster yes"] if _encrypted(cache) else []
+    return "\n".join(lines) + "\n"
+
+
+def _configuration(cache: PrefixCache, managed: ManagedStore) -> Json:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": f"{cache.name}-store-config", "labels": labels_of(cache.name, _COMPONENT)},
+        "data": {"valkey.conf": configuration_text(cache, managed)},
+    }
+
+
+def _headless_service(cache: PrefixCache) -> Json:
+    members = {"clusterIP": "None", "publishNotReadyAddresses": True}  # a cluster forms before it is ready
+    return _service(cache, f"{store_service_name(cache)}-members", members)
+
+
+def _client_service(cache: PrefixCache) -> Json:
+    return _service(cache, store_service_name(cache), {})
+
+
+def _service(cache: PrefixCache, name: str, more: Json) -> Json:
+    ports = [{"name": "valkey", "port": names.STORE_PORT, "targetPort": "valkey", "protocol": "TCP"}]
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "labels": labels_of(cache.name, _COMPONENT)},
+        "spec": {"selector": selector_of(cache.name, _COMPONENT), "ports": ports, **more},
+    }
+
+
+def _disruption_budget(cache: PrefixCache) -> Json:
+    selector = {"matchLabels": selector_of(cache.name, _COMPONENT)}
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": {"name": store_service_name(cache), "labels": labels_of(cache.name, _COMPONENT)},
+        "spec": {"maxUnavailable": 1, "selector": selector},
+    }
+
+
+def _stateful_set(cache: PrefixCache, managed: ManagedStore, settings: OperatorSettings) -> Json:
+    selector = selector_of(cache.name, _COMPONENT)
+    # a change of the configuration has to restart the server: Valkey reads it once
+    restart = {"shadowserve.io/configuration": digest(configuration_text(cache, managed))}
+    template = {
+        "metadata": {"labels": {**labels_of(cache.name, _COMPONENT), **selector}, "annotations": restart},
+        "spec": _pod(cache, managed, settings),
+    }
+    spec: Json = {
+        "replicas": managed.shards * (1 + managed.replicas_per_shard),
+        "serviceName": f"{store_service_name(cache)}-members",
+        "podManagementPolicy": "Parallel",
+        "selector": {"matchLabels": selector},
+        "template": template,
+    }
+    if managed.storage is not None:
+        claim: Json = {
+            "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": str(managed.storage.size)}},
+        }
+        if managed.storage.storage_class_name is not None:
+            claim["storageClassName"] = managed.storage.storage_class_name
+        spec["volumeClaimTemplates"] = [{"metadata": {"name": "data"}, "spec": claim}]
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "metadata": {"name": store_service_name(cache), "labels": labels_of(cache.name, _COMPONENT)},
+        "spec": spec,
+    }
+
+
+def _pod(cache: PrefixCache, managed: ManagedStore, settings: OperatorSettings) -> Json:
+    volumes: list[Json] = [
+        {"name": "config", "configMap": {"name": f"{cache.name}-store-config"}},
+        {"name": "secrets", "secret": {"secretName": secret_name(cache)}},
+    ]
+    mounts: list[Json] = [
+        {"name": "config", "mountPath": _CONFIG_FOLDER, "readOnly": True},
+        {"name": "secrets", "mountPath": _SECRETS_FOLDER, "readOnly": True},
+        {"name": "data", "mountPath": _DATA_FOLDER},
+    ]
+    if managed.storage is None:
+        volumes.append({"name": "data", "emptyDir": {}})
+    if _encrypted(cache):
+        volumes.append({"name": "tls", "secret": {"secretName": f"{cache.name}-store-tls"}})
+        mounts.append({"name": "tls", "mountPath": names.TLS_FOLDER, "readOnly": True})
+    resources = managed.resources or _derived(managed.memory_per_shard)
+    amounts = {"cpu": str(resources.cpu), "memory": str(resources.memory)}
+    container = {
+        "name": "valkey",
+        "image": managed.image or settings.store_image,
+        "command": ["valkey-server", f"{_CONFIG_FOLDER}/valkey.conf"],
+        "ports": [{"name": "valkey", "containerPort": names.STORE_PORT}],
+        "readinessProbe": {"tcpSocket": {"port": "valkey"}, "periodSeconds": 5, "timeoutSeconds": 2},
+        "resources": {"requests": amounts, "limits": dict(amounts)},
+        "securityContext": restricted(_USER),
+        "volumeMounts": mounts,
+    }
+    return {
+        "affinity": tolerant_anti_affinity(selector_of(cache.name, _COMPONENT)),
+        "automountServiceAccountToken": False,
+        "containers": [container],
+        "securityContext": {"fsGroup": _USER},
+        "volumes": volumes,
+    }
+
+
+def _derived(memory: Quantity) -> ComputeResources:
+    whole = int(memory) + int(memory) // _OVERHEAD_PARTS
+    return ComputeResources(cpu=Quantity("1"), memory=Quantity(str(whole)))
+
+
+def _encrypted(cache: PrefixCache) -> bool:
+    return cache.spec.security.transport is Transport.MUTUAL_TLS

@@ -1,0 +1,21 @@
+"""What can go wrong while reconciling, by what should be done about it."""
+
+
+class OperatorError(Exception):
+    """Anything that this package raises on purpose."""
+
+
+class SettingsError(OperatorError):
+    """The operator itself is set up wrongly; the message names the variable and the fix."""
+
+
+class Conflict(OperatorError):
+    """Somebody else owns a field, or changed the object meanwhile; look again soon."""
+
+
+class Refused(OperatorError):
+    """The API server refuses what was sent, and will again; the message is its own."""
+
+
+class ApiUnavailable(OperatorError):
+    """The API server could not be asked, or failed; try again."""

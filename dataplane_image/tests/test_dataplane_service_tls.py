@@ -26,11 +26,13 @@ class SecureDataPlane(DataPlaneProcess):
     """A data plane that shows a certificate, and wants one of the same authority."""
 
     files: Certificate | None = None
+    store_authority: Path | None = None
 
     def command(self) -> list[str]:
         assert self.files is not None
         names = ("certificate", "key", "authority")
         options = [f"--tls-{name}={getattr(self.files, name)}" for name in names]
+        options += [] if self.store_authority is None else [f"--store-authority={self.store_authority}"]
         return [*super().command(), *options]
 
 
@@ -79,12 +81,10 @@ def receiving(landing: LandingBuffer, finished: list[SlotRef], mine: Certificate
         receiver.close()
 
 
-async def test_chunks_travel_between_peers_of_one_authority(
-    plane: SecureDataPlane, certificate: Certificate, redis_standalone: RedisServer
-) -> None:
+async def check_that_chunks_travel(plane: SecureDataPlane, certificate: Certificate, store: RedisServer) -> None:
     chunks = make_stored(3)
-    put(redis_standalone, chunks)
-    bench = PipelineBench(redis_standalone.settings())
+    put(store, chunks)
+    bench = PipelineBench(store.settings())
     bench.landing = LandingBuffer(4 * LandedLayout.max_bytes(SHAPE) + (1 << 16))
     bench.landing.carve(LandedLayout.max_bytes(SHAPE))
     finished: list[SlotRef] = []
@@ -93,9 +93,36 @@ async def test_chunks_travel_between_peers_of_one_authority(
             await remote.attach("test", PlacementAddress("127.0.0.1", receiver.port, TOKEN))
             job = bench.job([chunk.key for chunk in chunks])
             results = [result async for result in remote.fetch(job)]
-        assert {result.outcome for result in results} == {ChunkOutcome.LANDED}
+        assert {(result.outcome, result.detail) for result in results} == {(ChunkOutcome.LANDED, "")}
         wait_until(lambda: len(finished) == 3, "all placements to end", SECONDS)
     assert all(np.array_equal(bench.landed(job, i), chunk.values) for i, chunk in enumerate(chunks))
+
+
+async def test_chunks_travel_between_peers_of_one_authority(
+    plane: SecureDataPlane, certificate: Certificate, redis_standalone: RedisServer
+) -> None:
+    await check_that_chunks_travel(plane, certificate, redis_standalone)
+
+
+async def test_a_store_of_the_same_authority_is_trusted(
+    certificate: Certificate, files: Certificate, tmp_path: Path
+) -> None:
+    with (
+        RedisServer(tmp_path / "store", tls=certificate) as store,
+        SecureDataPlane(tmp_path / "plane", store=store.url, files=files) as plane,
+    ):
+        await check_that_chunks_travel(plane, certificate, store)
+
+
+async def test_a_store_of_another_authority_is_trusted_if_that_is_named(
+    certificate: Certificate, files: Certificate, tmp_path: Path
+) -> None:
+    theirs = Certificate.make(tmp_path / "theirs")
+    with (
+        RedisServer(tmp_path / "store", tls=theirs) as store,
+        SecureDataPlane(tmp_path / "plane", store=store.url, files=files, store_authority=theirs.authority) as plane,
+    ):
+        await check_that_chunks_travel(plane, certificate, store)
 
 
 async def test_who_shows_no_certificate_or_a_strangers_is_not_let_in(

@@ -3,7 +3,6 @@
 import math
 import socket
 import ssl
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -28,20 +27,15 @@ _SHORTEST_TIMEOUT = 0.01
 _STALLED_SECONDS = 1.0
 """So long nobody tries again after a time-out: the chunks of other sidecars need this thread too."""
 
-TlsSource = Callable[[], ssl.SSLContext]
-
 
 @dataclass(frozen=True, slots=True)
 class TcpTarget:
-    """A `TcpPlacementReceiver` at `host:port`; times in seconds. Give it an `ssl.SSLContext` to speak TLS.
-
-    Or a function that returns one for every new connection: certificates get renewed.
-    """
+    """A `TcpPlacementReceiver` at `host:port`; times in seconds. Give it an `ssl.SSLContext` to speak TLS."""
 
     host: str
     port: int
     token: bytes
-    tls: ssl.SSLContext | TlsSource | None = None
+    tls: ssl.SSLContext | None = None
     connect_timeout: float = 2.0
     send_timeout: float = 2.0
 
@@ -137,8 +131,7 @@ class TcpPlacement:
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             keep_alive(stream)
             if target.tls is not None:
-                tls = target.tls if isinstance(target.tls, ssl.SSLContext) else target.tls()
-                stream = tls.wrap_socket(stream, server_hostname=target.host)
+                stream = target.tls.wrap_socket(stream, server_hostname=target.host)
             stream.sendall(pack_greeting(target.token))
             answer = bytearray(ANSWER_BYTES)
             if not receive_all(stream, memoryview(answer)):

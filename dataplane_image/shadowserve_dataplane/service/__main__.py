@@ -61,13 +61,19 @@ def serve(  # noqa: PLR0913 - one parameter an option is how typer reads a comma
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM certificate; turns on mutual TLS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM key of that certificate.")] = None,
     tls_authority: Annotated[Path | None, typer.Option(help="PEM authority that sidecars must be signed by.")] = None,
+    store_authority: Annotated[
+        Path | None, typer.Option(help="PEM authority of the store, if it is another than that of sidecars.")
+    ] = None,
 ) -> None:
     """Serve sidecars until SIGTERM; then finish what is under way and exit 0."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     sys.setswitchinterval(_SWITCH_INTERVAL)
     try:
+        tls = tls_files(tls_certificate, tls_key, tls_authority)
+        from shadowserve_dataplane.service.tls import store_context  # after --help, like what follows
+
         settings = DataPlaneSettings(
-            store=StoreSettings.parse_url(store),
+            store=StoreSettings.parse_url(store, store_context(store, tls, store_authority)),
             host=host,
             port=port,
             metrics_port=metrics_port,
@@ -76,7 +82,7 @@ def serve(  # noqa: PLR0913 - one parameter an option is how typer reads a comma
             shards=shards,
             max_chunk_bytes=max_chunk_bytes,
             drain_seconds=drain_seconds,
-            tls=tls_files(tls_certificate, tls_key, tls_authority),
+            tls=tls,
         )
         from shadowserve_dataplane.service.process import serve as run  # after --help: it imports the whole pipeline
 

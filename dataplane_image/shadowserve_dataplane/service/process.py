@@ -22,7 +22,7 @@ from shadowserve_dataplane.service.metrics import DataPlaneMetrics
 from shadowserve_dataplane.service.requests import Bounds
 from shadowserve_dataplane.service.server import DataPlaneService
 from shadowserve_dataplane.service.settings import DataPlaneSettings
-from shadowserve_dataplane.service.tls import PlacementTls, server_credentials
+from shadowserve_dataplane.service.tls import placement_context, server_credentials
 from shadowserve_dataplane.store.discovery import topology_source
 
 SERVICE = "shadowserve.dataplane.v1.DataPlane"
@@ -70,7 +70,7 @@ def _pipeline(settings: DataPlaneSettings, metrics: DataPlaneMetrics) -> Iterato
 @asynccontextmanager
 async def _grpc_served(settings: DataPlaneSettings, pipeline: Pipeline) -> AsyncIterator[tuple[int, Any]]:
     server = grpc.aio.server(options=_SERVER_OPTIONS)
-    tls = None if settings.tls is None else PlacementTls(settings.tls)
+    tls = None if settings.tls is None else placement_context(settings.tls)
     service = DataPlaneService(pipeline, Bounds(settings.max_chunk_bytes), tls)
     add_DataPlaneServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     status = health.aio.HealthServicer()  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import logging
 import secrets
+import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ from shadowserve_dataplane.fetch.generated.dataplane_pb2_grpc import DataPlaneSe
 from shadowserve_dataplane.fetch.pipeline import Pipeline
 from shadowserve_dataplane.fetch.remote import PROTOCOL
 from shadowserve_dataplane.fetch.report import ChunkResult
-from shadowserve_dataplane.place.tcp import TcpTarget, TlsSource
+from shadowserve_dataplane.place.tcp import TcpTarget
 from shadowserve_dataplane.service.requests import BadRequest, Bounds, parse_attach, parse_fetch
 
 MAX_ATTACHMENTS = 1024
@@ -39,7 +40,7 @@ class _Attachment:
 class DataPlaneService(DataPlaneServicer):
     """Serves the calls of dataplane.proto with one pipeline; all methods run on one event loop."""
 
-    def __init__(self, pipeline: Pipeline, bounds: Bounds, tls: TlsSource | None = None) -> None:
+    def __init__(self, pipeline: Pipeline, bounds: Bounds, tls: ssl.SSLContext | None = None) -> None:
         """`tls` is what placement streams are made with; None: plaintext."""
         self._pipeline = pipeline
         self._bounds = bounds

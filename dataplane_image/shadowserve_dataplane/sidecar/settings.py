@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from shadowserve_dataplane.errors import SettingsError
+from shadowserve_dataplane.renewal import CertificateFiles, RenewedContext
 from shadowserve_dataplane.store.settings import StoreSettings
 from shadowserve_dataplane.store.topology import Address, Topology
 
@@ -158,12 +159,9 @@ def namespace_salt(config: Config) -> bytes:
 def client_context(files: TlsFiles, key: str) -> ssl.SSLContext:
     """Return a context that verifies the server, and shows a certificate if there is one. Raises `SettingsError`."""
     try:
-        context = ssl.create_default_context(cafile=files.authority_file)
-        if files.certificate_file:
-            context.load_cert_chain(files.certificate_file, files.key_file)
+        return RenewedContext(_certificate_files(files))
     except OSError as error:
         raise SettingsError(f"{key}: {error}; the files must be readable PEM") from error
-    return context
 
 
 def server_context(files: TlsFiles, key: str) -> ssl.SSLContext:
@@ -171,12 +169,14 @@ def server_context(files: TlsFiles, key: str) -> ssl.SSLContext:
     if not (files.authority_file and files.certificate_file):
         raise SettingsError(f"{key}: authorityFile, certificateFile and keyFile are all needed for mutual TLS")
     try:
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=files.authority_file)
-        context.load_cert_chain(files.certificate_file, files.key_file)
+        return RenewedContext(_certificate_files(files), server=True)
     except OSError as error:
         raise SettingsError(f"{key}: {error}; the files must be readable PEM") from error
-    context.verify_mode = ssl.CERT_REQUIRED
-    return context
+
+
+def _certificate_files(files: TlsFiles) -> CertificateFiles:
+    named = (files.authority_file, files.certificate_file, files.key_file)
+    return CertificateFiles(*(None if name is None else Path(name) for name in named))
 
 
 def _check(config: Config) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from shadowserve_lab.engine_client import Ask, EngineClient
 from shadowserve_lab.home import say
-from shadowserve_lab.processes import Program, tree_resident_bytes
+from shadowserve_lab.processes import Program, tree_resident_bytes, wait_until
 from shadowserve_lab.stack import Environments, Stack, StackOptions
 
 CHUNK_BYTES = 1_360_000
@@ -43,7 +43,9 @@ def prompts(number: int) -> list[list[int]]:
 
 def run(stack: Stack, requests: int) -> list[Look]:
     """Send the requests: A computes prompt after prompt; B asks each at once, or one that is long gone."""
-    asked = prompts(requests // 2)
+    *asked, mine, yours = prompts(requests // 2 + 2)
+    for name, prompt in (("a", mine), ("b", yours)):
+        _warm_up(stack, name, prompt)
     looks = []
     with ThreadPoolExecutor(2) as pool:
         for number, prompt in enumerate(asked):
@@ -59,6 +61,13 @@ def run(stack: Stack, requests: int) -> list[Look]:
             if done % 100 == 0:
                 say(f"{done} of {requests} requests")
     return looks
+
+
+def _warm_up(stack: Stack, name: str, prompt: Sequence[int]) -> None:
+    """Have an engine store a chunk: what its sidecar encodes with is there from then on."""
+    _ask(stack.engines[name].client, prompt)
+    stored = stack.sidecars[name].metrics
+    wait_until(lambda: stored().total("shadowserve_stored_bytes_total") > 0, 30, f"engine {name} to store a chunk")
 
 
 def _ask(engine: EngineClient, prompt: Sequence[int]) -> None:

@@ -13,7 +13,7 @@ from shadowserve_operator.desired.config import secret_name, sidecar_user
 from shadowserve_operator.desired.labels import Json, labels_of, rendered
 
 ADMIN_USER = "shadowserve-operator"
-_ALLOWED = "+get +set +exists +ping +hello +auth +asking +readonly +client|setinfo +client|setname +cluster|slots"
+_ALLOWED = "+get +set +exists +ping +hello +auth +asking +readonly +cluster|slots"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import pytest
 
 from shadowserve_crds import names
 from shadowserve_crds.quantities import Quantity
+from shadowserve_dataplane.connector.settings import ConnectorSettings
 from shadowserve_operator.desired.sidecar import Injected, SidecarTerms, Unchanged, inject
 
 TERMS = SidecarTerms(
@@ -53,7 +54,7 @@ def test_the_engine_gets_the_connector_and_keeps_its_own_arguments() -> None:
     assert engine["args"][:3] == ["--model", "/model", "--kv-transfer-config"]
     config = json.loads(engine["args"][3])
     assert config["kv_load_failure_policy"] == "recompute"
-    assert config["kv_connector_extra_config"] == {"socket": "/run/shadowserve/sidecar.sock"}
+    assert ConnectorSettings.parse(config["kv_connector_extra_config"]) == ConnectorSettings()
     assert named(engine["env"], "PYTHONPATH")["value"] == names.CONNECTOR_FOLDER
     assert named(engine["env"], "PYTHONHASHSEED")["value"] == "0"
 

@@ -1,7 +1,7 @@
 """A pod with the sidecar in it. One pure function, for pods of an InferencePool and for the admission webhook.
 
-It adds what `docs/injection.md` lists and never changes what the user wrote: where the two collide, the pod stays as it
-is and the answer says why, in words for an event. A second pass changes nothing.
+It adds the connector, the sidecar and their volumes, and never changes what the user wrote: where the two collide, the
+pod stays as it is and the answer says why, in words for an event. A second pass changes nothing.
 """
 
 import copy
@@ -55,6 +55,7 @@ class SidecarTerms:
     memory: Quantity
     landing_bytes: int
     staging_bytes: int
+    chunk_tokens: int = 256
 
     @property
     def buffer_bytes(self) -> int:
@@ -89,7 +90,7 @@ def inject(pod: Mapping[str, Any], terms: SidecarTerms) -> Injected | Unchanged:
     container = changed["spec"]["containers"][engine]
     if obstacle := _obstacle(changed["spec"], container):
         return Unchanged(obstacle)
-    _prepare_engine(changed["spec"], container)
+    _prepare_engine(changed["spec"], container, terms.chunk_tokens)
     spec = changed["spec"]
     spec["initContainers"] = [*_own_containers(terms), *(spec.get("initContainers") or [])]
     spec["volumes"] = [*(spec.get("volumes") or []), *_volumes(terms)]
@@ -137,9 +138,9 @@ def _obstacle(spec: Json, container: Json) -> str:
     return ""
 
 
-def _prepare_engine(spec: Json, container: Json) -> None:
+def _prepare_engine(spec: Json, container: Json, chunk_tokens: int) -> None:
     """Let the engine's container find the connector and the buffers."""
-    container["args"] = [*(container.get("args") or []), _TRANSFER_FLAG, json.dumps(_transfer_config())]
+    container["args"] = [*(container.get("args") or []), _TRANSFER_FLAG, json.dumps(_transfer_config(chunk_tokens))]
     container["env"] = _environment(container.get("env") or [])
     mounts = [*(container.get("volumeMounts") or [])]
     if not any(mount["mountPath"].rstrip("/") == "/dev/shm" for mount in mounts):
@@ -161,13 +162,13 @@ def _environment(variables: list[Json]) -> list[Json]:
     return [*kept, *added]
 
 
-def _transfer_config() -> Json:
+def _transfer_config(chunk_tokens: int) -> Json:
     return {
         "kv_connector": "ShadowServeConnector",
         "kv_connector_module_path": "shadowserve_dataplane.connector.connector",
         "kv_role": "kv_both",
         "kv_load_failure_policy": "recompute",
-        "kv_connector_extra_config": {"socket": names.SOCKET_PATH},
+        "kv_connector_extra_config": {"socket": names.SOCKET_PATH, "chunk_tokens": chunk_tokens},
     }
 
 

@@ -1,0 +1,89 @@
+"""What the admission webhook answers: pure, from a review and what is known of the pod's PrefixCache.
+
+A pod is never refused. What cannot be injected is admitted as it is, with the reason in an annotation.
+"""
+
+import json
+from base64 import b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shadowserve_crds import names
+from shadowserve_operator.desired.labels import Json
+from shadowserve_operator.desired.sidecar import Injected, SidecarTerms, inject
+
+_MAX_REASON = 500
+
+
+class BadReview(Exception):
+    """What came is no AdmissionReview of a pod; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a pod that came for admission asks for. `uid` names the review; `cache` None: nothing."""
+
+    uid: str
+    namespace: str
+    cache: str | None
+    pod: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer; `skipped` is why a pod that asked for a cache does not get the sidecar."""
+
+    response: Json
+    injected: bool = False
+    skipped: str = ""
+
+
+def read_review(review: Mapping[str, Any]) -> Wish:
+    """Return what the pod asks for. Raises `BadReview`."""
+    try:
+        request = review["request"]
+        pod = request["object"]
+        uid, namespace, kind = request["uid"], request.get("namespace", ""), pod["kind"]
+        labels = pod["metadata"].get("labels") or {}
+        containers = pod["spec"]["containers"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadReview(f"not an AdmissionReview of a pod: {error!r}") from error
+    if kind != "Pod" or not containers:
+        raise BadReview(f"a {kind} with {len(containers)} containers is not a pod that can run")
+    return Wish(uid, namespace, labels.get(names.CACHE_LABEL), pod)
+
+
+def decide(wish: Wish, terms: SidecarTerms | None) -> Verdict:
+    """Return the answer; `terms` None: there is no such PrefixCache."""
+    if wish.cache is None:
+        return Verdict(_response(wish.uid, []))
+    if terms is None:
+        return _skipped(wish, f"there is no PrefixCache {wish.cache} in namespace {wish.namespace}")
+    result = inject(wish.pod, terms)
+    if isinstance(result, Injected):
+        return Verdict(_response(wish.uid, _changes(wish.pod, result.pod)), injected=True)
+    return Verdict(_response(wish.uid, [])) if result.settled else _skipped(wish, result.reason)
+
+
+def _skipped(wish: Wish, reason: str) -> Verdict:
+    annotations = {**(wish.pod["metadata"].get("annotations") or {}), names.SKIPPED_ANNOTATION: reason[:_MAX_REASON]}
+    change = {"op": "add", "path": "/metadata/annotations", "value": annotations}
+    return Verdict(_response(wish.uid, [change]), skipped=reason)
+
+
+def _changes(before: Json, after: Json) -> list[Json]:
+    """Return a JSON patch (RFC 6902) that replaces what injection touches; "add" replaces what is there."""
+    now, then = after["metadata"], before["metadata"]
+    changed = [part for part in ("labels", "annotations") if now.get(part) != then.get(part)]
+    return [
+        {"op": "replace", "path": "/spec", "value": after["spec"]},
+        *({"op": "add", "path": f"/metadata/{part}", "value": now[part]} for part in changed),
+    ]
+
+
+def _response(uid: str, changes: list[Json]) -> Json:
+    response: Json = {"uid": uid, "allowed": True}
+    if changes:
+        response |= {"patchType": "JSONPatch", "patch": b64encode(json.dumps(changes).encode()).decode()}
+    return {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}

@@ -1,0 +1,104 @@
+"""Admission: pods that ask for a cache get the sidecar; nobody is refused; the reason of every skip is said."""
+
+import json
+from base64 import b64decode
+from typing import Any
+
+import pytest
+
+from shadowserve_crds import names
+from shadowserve_crds.prefixcache import PrefixCache
+from shadowserve_operator.desired.admission import BadReview, Verdict, decide, read_review
+from shadowserve_operator.desired.sidecar import inject
+from shadowserve_operator.desired.terms import sidecar_terms
+from shadowserve_operator.settings import OperatorSettings
+
+
+def cache(**spec: Any) -> PrefixCache:
+    return PrefixCache.parse({"metadata": {"name": "shared", "namespace": "llm"}, "spec": spec})
+
+
+TERMS = sidecar_terms(cache(), OperatorSettings())
+
+
+def review(labels: dict[str, str] | None = None, **pod: Any) -> dict[str, Any]:
+    body = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"generateName": "p-", **({"labels": labels} if labels else {})},
+        "spec": {"containers": [{"name": "vllm", "image": "i"}]},
+        **pod,
+    }
+    return {"kind": "AdmissionReview", "request": {"uid": "u-1", "namespace": "llm", "object": body}}
+
+
+def patched(asked: dict[str, Any], verdict: Verdict) -> dict[str, Any]:
+    """Return the pod as the API server would have it."""
+    pod: dict[str, Any] = json.loads(json.dumps(asked["request"]["object"]))
+    for change in json.loads(b64decode(verdict.response["response"].get("patch", "W10="))):
+        *parents, last = change["path"].strip("/").split("/")
+        holder = pod
+        for parent in parents:
+            holder = holder[parent]
+        holder[last] = change["value"]
+    return pod
+
+
+def test_a_pod_that_asks_for_a_cache_gets_the_sidecar() -> None:
+    asked = review({names.CACHE_LABEL: "shared"})
+    verdict = decide(read_review(asked), TERMS)
+    assert verdict.injected
+    assert verdict.response["response"]["uid"] == "u-1"
+    by_function = inject(asked["request"]["object"], TERMS)
+    assert patched(asked, verdict) == getattr(by_function, "pod", None), "webhook and pools render alike"
+
+
+def test_other_pods_pass_untouched() -> None:
+    verdict = decide(read_review(review()), None)
+    assert verdict.response["response"] == {"uid": "u-1", "allowed": True}
+    assert verdict == Verdict(verdict.response)
+
+
+def test_a_second_review_of_an_injected_pod_changes_nothing() -> None:
+    asked = review({names.CACHE_LABEL: "shared"})
+    once = patched(asked, decide(read_review(asked), TERMS))
+    again = decide(read_review({"request": {"uid": "u-2", "namespace": "llm", "object": once}}), TERMS)
+    assert again.response["response"] == {"uid": "u-2", "allowed": True}
+    assert not again.skipped
+
+
+@pytest.mark.parametrize(
+    ("containers", "terms", "said"),
+    [
+        ([{"name": "vllm", "image": "i"}], None, "there is no PrefixCache shared in namespace llm"),
+        ([{"name": "a", "image": "i"}, {"name": "b", "image": "i"}], TERMS, "the pod has 2 containers"),
+        ([{"name": "v", "image": "i", "command": ["sh", "-c", "vllm"]}], TERMS, "runs a shell"),
+    ],
+)
+def test_what_cannot_be_injected_is_admitted_with_the_reason(containers: Any, terms: Any, said: str) -> None:
+    asked = review({names.CACHE_LABEL: "shared"}, spec={"containers": containers})
+    verdict = decide(read_review(asked), terms)
+    assert verdict.response["response"]["allowed"] is True
+    assert said in verdict.skipped
+    pod = patched(asked, verdict)
+    assert said in pod["metadata"]["annotations"][names.SKIPPED_ANNOTATION]
+    assert pod["spec"] == asked["request"]["object"]["spec"]
+
+
+_HALF = {"request": {"uid": "u", "object": {"kind": "Pod", "metadata": {}}}}
+
+
+@pytest.mark.parametrize("broken", [{}, {"request": None}, _HALF, [], review(kind="Job")])
+def test_what_is_no_review_of_a_pod_is_said(broken: Any) -> None:
+    with pytest.raises(BadReview):
+        read_review(broken)
+
+
+def test_a_sidecar_that_never_restores_needs_less() -> None:
+    host = {"resources": {"cpu": 4}}
+    only_cards = sidecar_terms(cache(placement={"order": ["DPU"], "host": host}), OperatorSettings())
+    both = sidecar_terms(cache(placement={"host": host}), OperatorSettings())
+    assert only_cards.cpu < both.cpu
+    assert str(both.cpu) == "4"
+    assert both.tls_secret == "shared-sidecar-tls"
+    assert sidecar_terms(cache(security={"transport": "Plaintext"}), OperatorSettings()).tls_secret is None

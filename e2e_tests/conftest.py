@@ -1,13 +1,17 @@
 """One stack of real parts for all stories: float32 and lossless, so that answers can be compared token by token."""
 
 import itertools
+import shutil
 from collections.abc import Generator, Iterator
 
 import pytest
 
 from engine_story import Story
-from shadowserve_lab.home import say
+from shadowserve_crds.generate import KINDS
+from shadowserve_lab.home import REPOSITORY, default_home, say
 from shadowserve_lab.stack import Environments, Stack, StackOptions
+from shadowserve_testbed.api_server import ESTABLISHED, ApiServer
+from shadowserve_testbed.binaries import CONTROL_PLANE, Binaries
 
 _PROMPT_NUMBERS = itertools.count()
 _LOG_BYTES = 3000
@@ -22,6 +26,22 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         for log in sorted(stack.folder.rglob("*.log")):
             report.sections.append((str(log.relative_to(stack.folder)), log.read_text()[-_LOG_BYTES:]))
     return report
+
+
+@pytest.fixture(scope="session")
+def api() -> Iterator[ApiServer]:
+    """A real API server that knows our resources."""
+    if shutil.which("go") is None:
+        pytest.skip("Go is not installed: the API server is built from Go modules")
+    home = default_home()
+    binaries = Binaries(home)
+    with home.locked():
+        for tool in CONTROL_PLANE:
+            binaries.path(tool)
+    with ApiServer(binaries, home.say) as server:
+        server.kubectl("apply", "--server-side", "-k", str(REPOSITORY / "crds/generated"))
+        server.kubectl(*ESTABLISHED, *(f"{kind.plural}.shadowserve.io" for kind in KINDS))
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,7 @@
 
 import copy
 import json
-import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +10,10 @@ import pytest
 
 from shadowserve_crds.generate import KINDS
 from shadowserve_crds.samples import InvalidSample, invalid_samples, valid_samples
-from shadowserve_lab.home import REPOSITORY, default_home
-from shadowserve_testbed.api_server import ApiServer, KubectlError
-from shadowserve_testbed.binaries import CONTROL_PLANE, Binaries
+from shadowserve_testbed.api_server import ESTABLISHED, ApiServer, KubectlError
 
 pytestmark = pytest.mark.timeout(1800)  # the first time, the API server is built
-
 _GATEWAY = "sigs.k8s.io/gateway-api-inference-extension@v1.1.0"
-_ESTABLISHED = ("wait", "--for=condition=Established", "--timeout=30s", "crd")
-
-
-@pytest.fixture(scope="module")
-def api() -> Iterator[ApiServer]:
-    if shutil.which("go") is None:
-        pytest.skip("Go is not installed: the API server is built from Go modules")
-    home = default_home()
-    binaries = Binaries(home)
-    with home.locked():
-        for tool in CONTROL_PLANE:
-            binaries.path(tool)
-    with ApiServer(binaries, home.say) as server:
-        server.kubectl("apply", "--server-side", "-k", str(REPOSITORY / "crds/generated"))
-        server.kubectl(*_ESTABLISHED, *(f"{kind.plural}.shadowserve.io" for kind in KINDS))
-        yield server
 
 
 def test_every_valid_sample_is_taken(api: ApiServer) -> None:
@@ -105,7 +84,7 @@ def test_the_other_inference_pool_lives_beside_ours(api: ApiServer) -> None:
     folder = Path(json.loads(done.stdout)["Dir"]) / "config/crd/bases"
     theirs = folder / "inference.networking.k8s.io_inferencepools.yaml"
     api.kubectl("apply", "--server-side", "-f", str(theirs))
-    api.kubectl(*_ESTABLISHED, "inferencepools.inference.networking.k8s.io")
+    api.kubectl(*ESTABLISHED, "inferencepools.inference.networking.k8s.io")
     api.kubectl("create", "-f", "-", manifest=_renamed(valid_samples()["inferencepool"], "beside"))
     assert _get(api, "sspool", "beside")["apiVersion"] == "shadowserve.io/v1alpha1"
     assert _get(api, "inferencepools.shadowserve.io", "beside")["apiVersion"] == "shadowserve.io/v1alpha1"

@@ -16,6 +16,8 @@ from shadowserve_lab.processes import Program, free_port
 from shadowserve_testbed.binaries import API_SERVER, ETCD_SERVER, KUBECTL, Binaries
 from shadowserve_testbed.pki import Authority, service_account_key
 
+ESTABLISHED = ("wait", "--for=condition=Established", "--timeout=30s", "crd")
+"""How a kubectl command begins that waits for custom resource definitions."""
 _HOST = "127.0.0.1"
 _READY_SECONDS = 60.0
 _KUBECTL_SECONDS = 60.0

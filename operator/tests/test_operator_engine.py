@@ -47,7 +47,8 @@ def test_a_model_of_hugging_face_is_downloaded_at_its_revision_with_the_token() 
     engine = pod_of(pool(source, "v2"))["containers"][0]
     assert engine["args"][0] == "a/b"
     assert engine["args"][-2:] == ["--revision", "v2"]
-    assert engine["env"][0]["valueFrom"]["secretKeyRef"] == {"name": "hf", "key": "token"}
+    token = next(variable for variable in engine["env"] if variable["name"] == "HF_TOKEN")
+    assert token["valueFrom"]["secretKeyRef"] == {"name": "hf", "key": "token"}
 
 
 def test_a_model_in_an_image_is_an_image_volume() -> None:

@@ -7,7 +7,7 @@ from shadowserve_crds import names
 from shadowserve_crds.inferencepool import InferencePool, SourceType
 from shadowserve_operator.desired.labels import Json, rendered
 from shadowserve_operator.desired.merge import merged
-from shadowserve_operator.desired.pods import tolerant_anti_affinity
+from shadowserve_operator.desired.pods import restricted, tolerant_anti_affinity, writable
 from shadowserve_operator.desired.sidecar import Injected, SidecarTerms, Unchanged, inject
 
 ENGINE_CONTAINER = "engine"
@@ -16,6 +16,8 @@ _MODEL_FOLDER = "/model"
 _PROBE_SECONDS = 5
 _LOAD_SECONDS = 600
 """A large model may take so long to load before the pod counts as failed."""
+_USER = 1000
+"""Engines run as nobody in particular; `engine.podTemplate` can say otherwise."""
 _STOP_SECONDS = 15
 """Beyond the drain: for the engine itself to end."""
 _OWNED_FLAGS = frozenset({"--port", "--served-model-name", "--model", "--revision"})
@@ -127,13 +129,14 @@ def _container(pool: InferencePool, drain: int) -> Json:
         "image": engine.image,
         "command": ["vllm", "serve"],
         "args": [_model_argument(pool), *flags, *engine.args],
-        "env": [*_model_environment(pool), *engine.env],
+        "env": [*_home(pool), *_model_environment(pool), *engine.env],
         "ports": [{"name": "http", "containerPort": pool.spec.port}],
         "startupProbe": {**probe, "failureThreshold": _LOAD_SECONDS // _PROBE_SECONDS},
         "readinessProbe": dict(probe),
         "livenessProbe": {**probe, "failureThreshold": 6},
         # endpoints go at once, so no request comes in meanwhile; those under way may finish
         "lifecycle": {"preStop": {"sleep": {"seconds": drain}}},
+        "securityContext": writable(restricted(_USER)),
     }
     if engine.resources:
         container["resources"] = json.loads(json.dumps(engine.resources))
@@ -149,6 +152,12 @@ def _model_argument(pool: InferencePool) -> str:
     if source.persistent_volume_claim is not None:
         return f"{_MODEL_FOLDER}/{source.persistent_volume_claim.path.strip('/')}".rstrip("/")
     return _MODEL_FOLDER
+
+
+def _home(pool: InferencePool) -> list[Json]:
+    """Return where the engine keeps what it downloads and compiles: its user has no home in most images."""
+    set_already = {variable.get("name") for variable in pool.spec.engine.env}
+    return [] if "HOME" in set_already else [{"name": "HOME", "value": "/tmp"}]
 
 
 def _model_environment(pool: InferencePool) -> list[Json]:

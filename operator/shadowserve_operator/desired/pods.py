@@ -17,6 +17,11 @@ def restricted(user: int) -> Json:
     }
 
 
+def writable(security: Json) -> Json:
+    """Return the same for a container that must write into its own file system."""
+    return {**security, "readOnlyRootFilesystem": False}
+
+
 def tolerant_anti_affinity(selector: Mapping[str, str]) -> Json:
     """Return an affinity that spreads pods over nodes, but never keeps one from running."""
     term = {"labelSelector": {"matchLabels": dict(selector)}, "topologyKey": "kubernetes.io/hostname"}

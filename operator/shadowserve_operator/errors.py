@@ -19,3 +19,7 @@ class Refused(OperatorError):
 
 class ApiUnavailable(OperatorError):
     """The API server could not be asked, or failed; try again."""
+
+
+class ImpossibleCall(OperatorError):
+    """A mistake of ours: something was about to be applied that the operator may never apply."""

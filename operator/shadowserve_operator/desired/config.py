@@ -21,6 +21,11 @@ def secret_name(cache: PrefixCache) -> str:
     return f"{cache.name}-secrets"
 
 
+def admin_secret_name(cache: PrefixCache) -> str:
+    """Return the name of the Secret with the store's access list, which no engine's pod mounts."""
+    return f"{cache.name}-store-users"
+
+
 def store_service_name(cache: PrefixCache) -> str:
     """Return the name of the Service by which clients find the managed store."""
     return f"{cache.name}-store"

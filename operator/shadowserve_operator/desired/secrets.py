@@ -8,8 +8,8 @@ from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shadowserve_crds.prefixcache import PrefixCache
-from shadowserve_operator.desired.config import secret_name, sidecar_user
+from shadowserve_crds.prefixcache import PrefixCache, StoreType
+from shadowserve_operator.desired.config import admin_secret_name, secret_name, sidecar_user
 from shadowserve_operator.desired.labels import Json, labels_of, rendered
 
 ADMIN_USER = "shadowserve-operator"
@@ -26,7 +26,7 @@ class SecretValues:
 
     @classmethod
     def read(cls, data: Mapping[str, str], fresh: "SecretValues") -> "SecretValues":
-        """Return what a Secret's `data` (base64) holds, and fresh values for what it lacks."""
+        """Return what the Secrets' `data` (base64, taken together) hold, and fresh values for what they lack."""
         return cls(
             sidecar_password=_text(data, "store-password", fresh.sidecar_password),
             admin_password=_text(data, "admin-password", fresh.admin_password),
@@ -34,21 +34,28 @@ class SecretValues:
         )
 
 
-def secret(cache: PrefixCache, values: SecretValues) -> Json:
-    """Return the Secret that sidecars and data planes mount."""
-    body = {
+def secret_manifests(cache: PrefixCache, values: SecretValues, more: Mapping[str, bytes] | None = None) -> list[Json]:
+    """Return the Secret that sidecars and data planes mount, and for a managed store the one that only it mounts.
+
+    They are two, because whoever could read the second could run every command of the store. `more` is added to the
+    first, for example the authority of an external store.
+    """
+    shared = {"store-password": values.sidecar_password.encode(), "salt": values.salt, **(more or {})}
+    bodies = [_secret(cache, secret_name(cache), shared)]
+    if cache.spec.store.type is StoreType.MANAGED:
+        private = {"admin-password": values.admin_password.encode(), "users.acl": access_list(values).encode()}
+        bodies.append(_secret(cache, admin_secret_name(cache), private))
+    return [rendered(cache, body) for body in bodies]
+
+
+def _secret(cache: PrefixCache, name: str, values: Mapping[str, bytes]) -> Json:
+    return {
         "apiVersion": "v1",
         "kind": "Secret",
         "type": "Opaque",
-        "metadata": {"name": secret_name(cache), "labels": labels_of(cache.name, "secrets")},
-        "data": {
-            "store-password": _base64(values.sidecar_password.encode()),
-            "admin-password": _base64(values.admin_password.encode()),
-            "salt": _base64(values.salt),
-            "users.acl": _base64(access_list(values).encode()),
-        },
+        "metadata": {"name": name, "labels": labels_of(cache.name, "secrets")},
+        "data": {key: _base64(value) for key, value in values.items()},
     }
-    return rendered(cache, body)
 
 
 def access_list(values: SecretValues) -> str:

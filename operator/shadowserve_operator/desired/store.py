@@ -3,7 +3,7 @@
 from shadowserve_crds import names
 from shadowserve_crds.prefixcache import ComputeResources, Eviction, ManagedStore, PrefixCache, StoreType, Transport
 from shadowserve_crds.quantities import Quantity
-from shadowserve_operator.desired.config import secret_name, store_service_name
+from shadowserve_operator.desired.config import admin_secret_name, store_service_name
 from shadowserve_operator.desired.labels import Json, digest, labels_of, rendered, selector_of
 from shadowserve_operator.desired.pods import restricted, tolerant_anti_affinity
 from shadowserve_operator.settings import OperatorSettings
@@ -134,7 +134,7 @@ def _stateful_set(cache: PrefixCache, managed: ManagedStore, settings: OperatorS
 def _pod(cache: PrefixCache, managed: ManagedStore, settings: OperatorSettings) -> Json:
     volumes: list[Json] = [
         {"name": "config", "configMap": {"name": f"{cache.name}-store-config"}},
-        {"name": "secrets", "secret": {"secretName": secret_name(cache)}},
+        {"name": "secrets", "secret": {"secretName": admin_secret_name(cache)}},
     ]
     mounts: list[Json] = [
         {"name": "config", "mountPath": _CONFIG_FOLDER, "readOnly": True},

@@ -1,0 +1,43 @@
+"""Does what a plan says, one object after the other; decides nothing."""
+
+import logging
+from dataclasses import dataclass
+
+from shadowserve_operator.cluster import Cluster
+from shadowserve_operator.errors import Refused
+from shadowserve_operator.plan import Action, Plan, Step
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How many objects were written, and in words what the API server refused."""
+
+    writes: int = 0
+    refusals: tuple[str, ...] = ()
+
+
+async def apply(cluster: Cluster, plan: Plan) -> Outcome:
+    """Carry the plan out. What is refused is told in the outcome, and the rest goes on.
+
+    Raises `ApiUnavailable` and `Conflict`: what was done until then stays, and the next plan takes it from there.
+    """
+    written, refusals = 0, []
+    for step in plan.writes:
+        try:
+            await _do(cluster, step)
+        except Refused as refused:
+            refusals.append(f"{step.ref}: {refused}")
+            _log.warning("%s was refused: %s", step, refused)
+        else:
+            written += 1
+    return Outcome(written, tuple(refusals))
+
+
+async def _do(cluster: Cluster, step: Step) -> None:
+    if step.action in (Action.DELETE, Action.REPLACE):
+        await cluster.delete(step.ref, step.uid)
+    if step.action is not Action.DELETE:
+        assert step.manifest is not None
+        await cluster.apply(step.manifest)

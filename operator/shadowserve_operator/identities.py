@@ -1,0 +1,52 @@
+"""The authority and certificates of one PrefixCache: what its Secrets hold, and what is issued anew. Uses `pki`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from shadowserve_crds.prefixcache import PrefixCache
+from shadowserve_operator import pki
+from shadowserve_operator.desired.certificates import (
+    Certificate,
+    Wanted,
+    authority_due,
+    authority_secret_name,
+    certificates_due,
+    files_of,
+    tls_secret,
+    wanted_certificates,
+)
+from shadowserve_operator.desired.labels import Json
+
+
+@dataclass(frozen=True, slots=True)
+class Identities:
+    """What is there, by Secret: None for what is missing or cannot be read."""
+
+    wanted: tuple[Wanted, ...]
+    authority: Certificate | None
+    existing: Mapping[str, Certificate | None]
+
+    @classmethod
+    def read(cls, cache: PrefixCache, secrets: Mapping[str, Json], now: datetime) -> "Identities":
+        """Return what the Secrets hold."""
+        wanted = wanted_certificates(cache)
+        authority = pki.read(files_of(secrets.get(authority_secret_name(cache), {}))) if wanted else None
+        existing = {each.secret: pki.read(files_of(secrets.get(each.secret, {})), authority) for each in wanted}
+        return cls(wanted, authority, existing)
+
+    def manifests(self, cache: PrefixCache, now: datetime) -> list[Json]:
+        """Return the Secrets as they should be; what is due is issued. The authority's key is mounted by nobody."""
+        if not self.wanted:
+            return []
+        authority = self.authority
+        if authority is None or authority_due(authority, now):
+            authority = pki.make_authority(f"shadowserve {cache.namespace}/{cache.name}", now)
+        renewed = authority is not self.authority
+        due = {each.wanted for each in certificates_due(self.wanted, self.existing, now)}
+        found = [tls_secret(cache, authority_secret_name(cache), authority)]
+        for each in self.wanted:
+            there = self.existing[each.secret]
+            content = there if there and each not in due and not renewed else pki.issue(each, authority, now)
+            found.append(tls_secret(cache, each.secret, content))
+        return found

@@ -1,0 +1,182 @@
+"""Reads what matters for one PrefixCache into a frozen snapshot. Reads only; decides nothing."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from shadowserve_crds import names
+from shadowserve_crds.base import InvalidResource
+from shadowserve_crds.dpubinding import DPUBinding
+from shadowserve_crds.prefixcache import PrefixCache
+from shadowserve_operator.cluster import Cluster
+from shadowserve_operator.desired.assignment import DataPlane, EnginePod
+from shadowserve_operator.desired.dataplane import COMPONENT as DATA_PLANE
+from shadowserve_operator.desired.labels import Json
+from shadowserve_operator.desired.pairing import Node
+from shadowserve_operator.kinds import (
+    CONFIG_MAP,
+    DAEMON_SET,
+    DISRUPTION_BUDGET,
+    DPU_BINDING,
+    INFERENCE_POOL,
+    NODE,
+    POD,
+    PREFIX_CACHE,
+    SECRET,
+    SERVICE,
+    STATEFUL_SET,
+    Ref,
+    ref_of,
+)
+
+CHILD_KINDS = (CONFIG_MAP, SECRET, SERVICE, DISRUPTION_BUDGET, STATEFUL_SET, DAEMON_SET)
+"""What a PrefixCache's objects are."""
+_PROBE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What is. `children` are the cache's own objects; `caches` are all PrefixCaches, this one included.
+
+    `planes` are the data-plane pods of this cache by the card's node; `secrets` those of the user that the cache
+    names; `reachable` says for every endpoint of an external store whether something answers there.
+    """
+
+    children: Mapping[Ref, Json]
+    nodes: tuple[Node, ...] = ()
+    bindings: tuple[DPUBinding, ...] = ()
+    binding_bodies: tuple[Json, ...] = ()
+    caches: tuple[PrefixCache, ...] = ()
+    planes: Mapping[str, DataPlane] | None = None
+    engines: tuple[EnginePod, ...] = ()
+    pools: int = 0
+    secrets: Mapping[str, Mapping[str, str]] | None = None
+    reachable: Mapping[str, bool] | None = None
+
+    def child(self, kind_name: str, name: str) -> Json | None:
+        """Return one of the cache's objects."""
+        return next(
+            (body for ref, body in self.children.items() if (ref.kind.name, ref.name) == (kind_name, name)), None
+        )
+
+
+async def observe(cluster: Cluster, cache: PrefixCache, namespaces: Sequence[str] = ()) -> Snapshot:
+    """Return the snapshot. `namespaces` are those that the operator watches, none = all."""
+    mine = {names.CACHE_LABEL: cache.name, names.MANAGED_BY_LABEL: names.MANAGED_BY}
+    children: dict[Ref, Json] = {}
+    for kind in CHILD_KINDS:
+        children |= {
+            ref_of(body): body for body in await cluster.list(kind, cache.namespace, mine) if _owned(body, cache)
+        }
+    nodes = tuple(_node(body) for body in await cluster.list(NODE))
+    binding_bodies = await cluster.list(DPU_BINDING)
+    pods = await cluster.list(POD, cache.namespace, {names.CACHE_LABEL: cache.name})
+    pools = await cluster.list(INFERENCE_POOL, cache.namespace)
+    return Snapshot(
+        children=children,
+        nodes=nodes,
+        bindings=tuple(DPUBinding.parse(body) for body in binding_bodies),
+        binding_bodies=binding_bodies,
+        caches=await _caches(cluster, namespaces),
+        planes=_planes(pods, {node.name for node in nodes if node.ready}),
+        engines=tuple(_engine(pod) for pod in pods if _is_engine(pod)),
+        pools=sum(pool["spec"].get("cacheRef", {}).get("name") == cache.name for pool in pools),
+        secrets=await _named_secrets(cluster, cache),
+        reachable=await _reachable(cache),
+    )
+
+
+async def with_namesakes(cluster: Cluster, snapshot: Snapshot, wanted: Sequence[Json]) -> dict[Ref, Json]:
+    """Return the children, and whatever else has the name of something that is wanted."""
+    found = dict(snapshot.children)
+    found |= {ref_of(body): body for body in snapshot.binding_bodies}
+    for ref in (ref_of(manifest) for manifest in wanted):
+        if ref not in found and (body := await cluster.get(ref)) is not None:
+            found[ref] = body
+    return found
+
+
+def _owned(body: Json, cache: PrefixCache) -> bool:
+    owners = body["metadata"].get("ownerReferences") or []
+    return any(owner["uid"] == cache.metadata.uid for owner in owners)
+
+
+async def _caches(cluster: Cluster, namespaces: Sequence[str]) -> tuple[PrefixCache, ...]:
+    found: list[PrefixCache] = []
+    for namespace in namespaces or ("",):
+        for body in await cluster.list(PREFIX_CACHE, namespace):
+            try:
+                found.append(PrefixCache.parse(body))
+            except InvalidResource:  # its own reconcile says so
+                continue
+    return tuple(found)
+
+
+def _node(body: Json) -> Node:
+    metadata = body["metadata"]
+    return Node(metadata["name"], metadata.get("labels") or {}, _ready_since(body) is not None)
+
+
+def _planes(pods: Sequence[Json], ready_nodes: set[str]) -> dict[str, DataPlane]:
+    found: dict[str, DataPlane] = {}
+    for pod in pods:
+        labels, status, card = pod["metadata"].get("labels") or {}, pod.get("status", {}), pod["spec"].get("nodeName")
+        if labels.get(names.COMPONENT_LABEL) != DATA_PLANE or not card or pod["metadata"].get("deletionTimestamp"):
+            continue
+        address = status.get("podIP", "")
+        since = _ready_since(pod) if address and card in ready_nodes else None
+        endpoint = f"[{address}]" if ":" in address else address
+        plane = DataPlane(card, f"{endpoint}:{names.DATA_PLANE_PORT}" if endpoint else "", since)
+        if card not in found or found[card].ready_since is None:
+            found[card] = plane
+    return found
+
+
+def _is_engine(pod: Json) -> bool:
+    metadata, phase = pod["metadata"], pod.get("status", {}).get("phase", "Pending")
+    injected = names.INJECTED_ANNOTATION in (metadata.get("annotations") or {})
+    return injected and not metadata.get("deletionTimestamp") and phase in ("Pending", "Running")
+
+
+def _engine(pod: Json) -> EnginePod:
+    metadata = pod["metadata"]
+    told = metadata["annotations"].get(names.DATA_PLANE_ANNOTATION)
+    return EnginePod(metadata["name"], metadata["uid"], pod["spec"].get("nodeName", ""), told)
+
+
+def _ready_since(body: Mapping[str, Any]) -> datetime | None:
+    for condition in body.get("status", {}).get("conditions") or []:
+        if condition["type"] == "Ready" and condition["status"] == "True":
+            return datetime.fromisoformat(condition["lastTransitionTime"])
+    return None
+
+
+async def _named_secrets(cluster: Cluster, cache: PrefixCache) -> dict[str, Mapping[str, str]]:
+    """Return the data of the Secrets that the user named; one that does not exist is left out."""
+    external = cache.spec.store.external
+    references = [external.credentials_secret_ref] if external else []
+    references += [external.tls.ca_secret_ref] if external and external.tls else []
+    found: dict[str, Mapping[str, str]] = {}
+    for reference in references:
+        if reference is not None and (body := await cluster.get(Ref(SECRET, cache.namespace, reference.name))):
+            found[reference.name] = body.get("data") or {}
+    return found
+
+
+async def _reachable(cache: PrefixCache) -> dict[str, bool]:
+    endpoints = cache.spec.store.external.endpoints if cache.spec.store.external else []
+    answers = await asyncio.gather(*(_answers(endpoint) for endpoint in endpoints))
+    return dict(zip(endpoints, answers, strict=True))
+
+
+async def _answers(endpoint: str) -> bool:
+    host, _, port = endpoint.rpartition(":")
+    try:
+        async with asyncio.timeout(_PROBE_SECONDS):
+            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True

@@ -1,0 +1,253 @@
+"""The whole story of a PrefixCache, one path for every occasion: observe, decide what should be, plan, act, tell.
+
+Safe to run twice, and to end at any call: whatever is found the next time is where it goes on.
+"""
+
+import logging
+from base64 import b64decode
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from shadowserve_crds import names
+from shadowserve_crds.base import InvalidResource
+from shadowserve_crds.conditions import READY
+from shadowserve_crds.prefixcache import PlaceName, PrefixCache, PrefixCacheStatus, StoreType
+from shadowserve_operator.apply import Outcome, apply
+from shadowserve_operator.cluster import Cluster
+from shadowserve_operator.desired.assignment import Assignment, assign
+from shadowserve_operator.desired.certificates import Certificate, expired
+from shadowserve_operator.desired.config import admin_secret_name, config_map, secret_name
+from shadowserve_operator.desired.dataplane import dataplane_objects
+from shadowserve_operator.desired.events import condition_event
+from shadowserve_operator.desired.labels import Json
+from shadowserve_operator.desired.pairing import Pairing, binding_manifests, resolve
+from shadowserve_operator.desired.secrets import SecretValues, secret_manifests
+from shadowserve_operator.desired.store import store_objects
+from shadowserve_operator.identities import Identities
+from shadowserve_operator.kinds import DPU_BINDING, POD, PREFIX_CACHE, Ref
+from shadowserve_operator.observe import Snapshot, observe, with_namesakes
+from shadowserve_operator.pki import fresh_values
+from shadowserve_operator.plan import Plan, plan_changes
+from shadowserve_operator.settings import OperatorSettings
+from shadowserve_operator.status import (
+    Facts,
+    binding_status,
+    invalid_status,
+    next_status,
+    settled,
+    store_name,
+    unsupported_store,
+)
+
+_log = logging.getLogger(__name__)
+Clock = Callable[[], datetime]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a reconcile did. `settled`: nothing is expected to change by itself."""
+
+    writes: int = 0
+    settled: bool = True
+    status: PrefixCacheStatus | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What should be, and what was found out on the way."""
+
+    manifests: list[Json] = field(default_factory=list)
+    certificates: Mapping[str, Certificate | None] = field(default_factory=dict)
+    expired: tuple[str, ...] = ()
+    missing_secrets: tuple[str, ...] = ()
+
+
+async def reconcile_prefixcache(
+    cluster: Cluster, namespace: str, name: str, settings: OperatorSettings, clock: Clock
+) -> Result:
+    """Make the cluster be as the PrefixCache says, as far as possible now. Raises `ApiUnavailable` and `Conflict`."""
+    ref = Ref(PREFIX_CACHE, namespace, name)
+    body = await cluster.get(ref)
+    if body is None:
+        return Result()
+    try:
+        cache = PrefixCache.parse(body)
+    except InvalidResource as invalid:
+        return await _refuse(cluster, ref, body, str(invalid), clock())
+    if cache.metadata.being_deleted:
+        return Result()
+    now = clock()
+    snapshot = await observe(cluster, cache, settings.namespaces)
+    desired = desired_objects(cache, snapshot, settings, now)
+    wanted = [*desired.manifests, *_bindings(snapshot)]
+    plan = plan_changes(wanted, (await with_namesakes(cluster, snapshot, wanted)).values())
+    if plan.writes:
+        _log.info("PrefixCache %s/%s: %s", namespace, name, "; ".join(plan.sentences()))
+    outcome = await apply(cluster, plan)
+    pairing = resolve(snapshot.nodes, snapshot.bindings, cache.spec.placement.dpu)
+    order = cache.spec.placement.order
+    assignments = assign(snapshot.engines, pairing, snapshot.planes or {}, order, now)
+    told = await _tell_pods(cluster, namespace, assignments)
+    told += await _tell_bindings(cluster, cache, snapshot, pairing, now)
+    status = next_status(cache, _facts(cache, snapshot, desired, (pairing, assignments), (plan, outcome)), now)
+    told += await _tell_status(cluster, cache, body, status, now)
+    return Result(outcome.writes + told, settled(status) and not outcome.writes, status)
+
+
+async def forget_prefixcache(cluster: Cluster, namespace: str, name: str, settings: OperatorSettings) -> int:
+    """Remove what garbage collection cannot reach: annotations of running pods, and bindings that nobody needs now.
+
+    Returns how many objects were written. Safe to run again after it was interrupted.
+    """
+    body = await cluster.get(Ref(PREFIX_CACHE, namespace, name))
+    if body is None:
+        return 0
+    cache = PrefixCache.model_validate({"metadata": body["metadata"]})
+    snapshot = await observe(cluster, cache, settings.namespaces)
+    written = 0
+    for pod in snapshot.engines:
+        if pod.told is not None:
+            await cluster.annotate(Ref(POD, namespace, pod.name), {names.DATA_PLANE_ANNOTATION: None})
+            written += 1
+    plan = plan_changes(_bindings(snapshot), snapshot.binding_bodies)
+    return written + (await apply(cluster, plan)).writes
+
+
+def desired_objects(cache: PrefixCache, snapshot: Snapshot, settings: OperatorSettings, now: datetime) -> Desired:
+    """Return everything that should exist for the cache, in the order in which it is made."""
+    stored = _data(snapshot, secret_name(cache)) | _data(snapshot, admin_secret_name(cache))
+    values = SecretValues.read(stored, fresh_values())
+    named = snapshot.secrets or {}
+    missing: list[str] = []
+    more: dict[str, bytes] = {}
+    if cache.spec.store.type is StoreType.EXTERNAL:
+        values, more, missing = _external(cache, named, values)
+    identities = Identities.read(cache, {ref.name: body for ref, body in snapshot.children.items()}, now)
+    manifests = [*secret_manifests(cache, values, more), *identities.manifests(cache, now), config_map(cache)]
+    if unsupported_store(cache) is None:
+        manifests += store_objects(cache, settings)
+    manifests += dataplane_objects(cache, settings)
+    return Desired(manifests, identities.existing, expired(identities.existing, now), tuple(missing))
+
+
+def _external(
+    cache: PrefixCache, named: Mapping[str, Mapping[str, str]], values: SecretValues
+) -> tuple[SecretValues, dict[str, bytes], list[str]]:
+    """Return what the Secrets that the user named say, and those that do not exist."""
+    external = cache.spec.store.external
+    assert external is not None, "the API server sees to that"
+    missing, more = [], {}
+    credentials, authority = external.credentials_secret_ref, external.tls.ca_secret_ref if external.tls else None
+    if credentials is not None and "password" in named.get(credentials.name, {}):
+        values = replace(values, sidecar_password=b64decode(named[credentials.name]["password"]).decode())
+    elif credentials is not None:
+        missing.append(f"{credentials.name} with the key password")
+    if authority is not None and "ca.crt" in named.get(authority.name, {}):
+        more["store-ca.crt"] = b64decode(named[authority.name]["ca.crt"])
+    elif authority is not None:
+        missing.append(f"{authority.name} with the key ca.crt")
+    return values, more, missing
+
+
+def _bindings(snapshot: Snapshot) -> list[Json]:
+    """Return the DPUBindings that some PrefixCache needs; what several need is there once."""
+    found: dict[str, Json] = {}
+    for cache in snapshot.caches:
+        if PlaceName.DPU in cache.spec.placement.order and not cache.metadata.being_deleted:
+            pairing = resolve(snapshot.nodes, snapshot.bindings, cache.spec.placement.dpu)
+            for manifest in binding_manifests(pairing, snapshot.bindings):
+                found.setdefault(manifest["metadata"]["name"], manifest)
+    return [found[name] for name in sorted(found)]
+
+
+def _facts(
+    cache: PrefixCache,
+    snapshot: Snapshot,
+    desired: Desired,
+    found: tuple[Pairing, tuple[Assignment, ...]],
+    done: tuple[Plan, Outcome],
+) -> Facts:
+    (pairing, assignments), (plan, outcome) = found, done
+    return Facts(
+        store=snapshot.child("StatefulSet", store_name(cache)),
+        data_plane=snapshot.child("DaemonSet", f"{cache.name}-data-plane"),
+        pairing=pairing,
+        planes=snapshot.planes or {},
+        assignments=assignments,
+        pools=snapshot.pools,
+        missing_secrets=desired.missing_secrets,
+        reachable=snapshot.reachable,
+        expired=desired.expired,
+        certificates=len(desired.certificates),
+        obstacles=(*outcome.refusals, *(f"{step.ref}: {step.reason}" for step in plan.foreign)),
+    )
+
+
+async def _tell_pods(cluster: Cluster, namespace: str, assignments: tuple[Assignment, ...]) -> int:
+    changed = [each for each in assignments if each.changes]
+    for each in changed:
+        _log.info("pod %s/%s: data plane %s: %s", namespace, each.pod.name, each.endpoint or "none", each.reason)
+        await cluster.annotate(Ref(POD, namespace, each.pod.name), {names.DATA_PLANE_ANNOTATION: each.endpoint})
+    return len(changed)
+
+
+async def _tell_bindings(
+    cluster: Cluster, cache: PrefixCache, snapshot: Snapshot, pairing: Pairing, now: datetime
+) -> int:
+    """Write the status of the cards' bindings. Of several caches on a card, the first by name speaks for it."""
+    nodes = {node.name: node for node in snapshot.nodes}
+    mine = {pair.card for pair in pairing.pairs if _speaker(pair.card, snapshot) == (cache.namespace, cache.name)}
+    written = 0
+    for binding in snapshot.bindings:
+        if binding.spec.dpu_node not in mine:
+            continue
+        plane = (snapshot.planes or {}).get(binding.spec.dpu_node)
+        status = binding_status(binding, plane, nodes, binding.metadata.generation, now).dump()
+        if status != binding.status.dump():
+            await cluster.write_status(Ref(DPU_BINDING, "", binding.name), status)
+            written += 1
+    return written
+
+
+def _speaker(card: str, snapshot: Snapshot) -> tuple[str, str] | None:
+    for cache in sorted(snapshot.caches, key=lambda each: (each.namespace, each.name)):
+        if PlaceName.DPU not in cache.spec.placement.order or cache.metadata.being_deleted:
+            continue
+        if any(
+            pair.card == card for pair in resolve(snapshot.nodes, snapshot.bindings, cache.spec.placement.dpu).pairs
+        ):
+            return cache.namespace, cache.name
+    return None
+
+
+async def _tell_status(
+    cluster: Cluster, cache: PrefixCache, body: Json, status: PrefixCacheStatus, now: datetime
+) -> int:
+    if status.dump() == body.get("status"):
+        return 0
+    await cluster.write_status(Ref(PREFIX_CACHE, cache.namespace, cache.name), status.dump())
+    before = next((each for each in cache.status.conditions if each.type == READY), None)
+    after = next(each for each in status.conditions if each.type == READY)
+    if before is None or (before.status, before.reason) != (after.status, after.reason):
+        await cluster.create_event(condition_event(cache, after, now))
+        return 2
+    return 1
+
+
+async def _refuse(cluster: Cluster, ref: Ref, body: Json, message: str, now: datetime) -> Result:
+    metadata = PrefixCache.model_validate({"metadata": body["metadata"]}).metadata
+    try:
+        before = PrefixCacheStatus.model_validate(body.get("status", {})).conditions
+    except ValueError:
+        before = []
+    status = invalid_status(before, metadata.generation, message, now)
+    if status == body.get("status"):
+        return Result()
+    await cluster.write_status(ref, status)
+    return Result(writes=1)
+
+
+def _data(snapshot: Snapshot, name: str) -> dict[str, str]:
+    body = snapshot.child("Secret", name)
+    return dict(body.get("data") or {}) if body else {}

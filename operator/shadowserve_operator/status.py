@@ -1,0 +1,236 @@
+"""What a PrefixCache's status says: a pure function of what is and what was just done. One function a condition."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from shadowserve_crds.conditions import Condition, ConditionStatus, Reason, condition, merged, summary
+from shadowserve_crds.dpubinding import DPUBinding, DPUBindingCondition, DPUBindingStatus
+from shadowserve_crds.prefixcache import (
+    DataPlanesStatus,
+    PlaceName,
+    PrefixCache,
+    PrefixCacheCondition,
+    PrefixCacheStatus,
+    StoreStatus,
+    StoreType,
+    Transport,
+)
+from shadowserve_operator.desired.assignment import Assignment, DataPlane
+from shadowserve_operator.desired.config import sidecar_config, store_service_name
+from shadowserve_operator.desired.labels import Json
+from shadowserve_operator.desired.pairing import Node, Pairing
+from shadowserve_operator.desired.store import managed_store
+
+_MOST_HOSTS = 20
+_OF_STORE = ("StatefulSet", "Service", "ConfigMap", "PodDisruptionBudget")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that the status depends on. `obstacles` are what was refused, or belongs to somebody else, in words."""
+
+    store: Json | None
+    data_plane: Json | None
+    pairing: Pairing
+    planes: Mapping[str, DataPlane]
+    assignments: tuple[Assignment, ...] = ()
+    pools: int = 0
+    missing_secrets: tuple[str, ...] = ()
+    reachable: Mapping[str, bool] | None = None
+    expired: tuple[str, ...] = ()
+    certificates: int = 0
+    obstacles: tuple[str, ...] = ()
+
+
+def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheStatus:
+    """Return the whole status."""
+    counted = [
+        _store_ready(cache, facts),
+        _data_plane_ready(cache, facts),
+        _pairing_resolved(cache, facts),
+        _certificates_ready(cache, facts),
+    ]
+    ready = summary(counted, "engines can store and fetch")
+    conditions = merged(cache.status.conditions, [*counted, _round_trip(), ready], cache.metadata.generation, now)
+    on_dpu = sum(bool(each.endpoint) for each in facts.assignments)
+    lost = {each.pod.node for each in facts.assignments if not each.endpoint and facts.pairing.cards_of(each.pod.node)}
+    return PrefixCacheStatus(
+        observed_generation=cache.metadata.generation,
+        conditions=list(conditions),
+        store=_store_status(cache, facts),
+        data_planes=DataPlanesStatus(
+            desired=_number(facts.data_plane, "desiredNumberScheduled"),
+            ready=sum(plane.ready_since is not None for plane in facts.planes.values()),
+            on_dpu=on_dpu,
+            on_host=len(facts.assignments) - on_dpu if PlaceName.HOST in cache.spec.placement.order else 0,
+        ),
+        pools=facts.pools,
+        unhealthy_hosts=sorted(lost)[:_MOST_HOSTS],
+    )
+
+
+def settled(status: PrefixCacheStatus) -> bool:
+    """Return whether nothing is expected to change by itself."""
+    return all(each.reason != Reason.PENDING for each in status.conditions if each.type == "Ready")
+
+
+def invalid_status(cache_status: Sequence[Condition], generation: int, message: str, now: datetime) -> Json:
+    """Return the status of a resource that cannot be worked with."""
+    ready = condition("Ready", False, Reason.FAILED, message)
+    conditions = merged(cache_status, [ready], generation, now)
+    return PrefixCacheStatus(observed_generation=generation, conditions=list(conditions)).dump()
+
+
+def binding_status(
+    binding: DPUBinding, plane: DataPlane | None, nodes: Mapping[str, Node], generation: int, now: datetime
+) -> DPUBindingStatus:
+    """Return what a card's DPUBinding says: whether both nodes are there, and whether its data plane serves."""
+    valid, reachable = DPUBindingCondition.PAIRING_VALID, DPUBindingCondition.DATA_PLANE_REACHABLE
+    host, card = binding.spec.host_node, binding.spec.dpu_node
+    absent = [name for name in (host, card) if name not in nodes]
+    if absent:
+        paired = condition(valid, False, "HostNotFound", f"{' and '.join(absent)}: no such node; correct the names")
+    else:
+        paired = condition(valid, True, Reason.SUCCEEDED, f"card {card} sits in host {host}")
+    healthy = plane is not None and plane.ready_since is not None and not absent
+    if plane is None:
+        answer = condition(reachable, False, "NoPod", f"no data-plane pod runs on {card}")
+    elif card in nodes and not nodes[card].ready:
+        answer = condition(reachable, False, "NodeNotReady", f"node {card} is not ready")
+    elif plane.ready_since is None:
+        answer = condition(reachable, False, Reason.PENDING, f"the data-plane pod on {card} does not serve yet")
+    else:
+        answer = condition(reachable, True, Reason.SUCCEEDED, f"the data plane on {card} serves")
+    seen = binding.status.last_seen
+    if plane is not None and plane.ready_since is not None:
+        seen = plane.ready_since.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return DPUBindingStatus(
+        observed_generation=generation,
+        endpoint=plane.endpoint if plane is not None and healthy else "",
+        healthy=healthy,
+        last_seen=seen,
+        conditions=list(merged(binding.status.conditions, [paired, answer], generation, now)),
+    )
+
+
+def _store_ready(cache: PrefixCache, facts: Facts) -> Condition:
+    kind = PrefixCacheCondition.STORE_READY
+    if facts.missing_secrets:
+        message = f"Secret {', '.join(facts.missing_secrets)} does not exist in {cache.namespace}: create it"
+        return condition(kind, False, "SecretNotFound", message)
+    if cache.spec.store.type is StoreType.EXTERNAL:
+        silent = sorted(endpoint for endpoint, answers in (facts.reachable or {}).items() if not answers)
+        if silent:
+            return condition(kind, False, "Unreachable", f"nothing answers at {', '.join(silent)}")
+        return condition(kind, True, Reason.SUCCEEDED, "every endpoint of the external store answers")
+    if (problem := unsupported_store(cache)) is not None:
+        return condition(kind, False, Reason.FAILED, problem)
+    stuck = _obstacles(facts, *_OF_STORE)
+    if stuck:
+        return condition(kind, False, Reason.ERROR, stuck)
+    wanted = _servers(cache)
+    ready = _ready_servers(facts.store)
+    if ready < wanted:
+        return condition(kind, False, Reason.PENDING, f"{ready} of {wanted} store servers are ready")
+    return condition(kind, True, Reason.SUCCEEDED, f"{ready} of {wanted} store servers are ready")
+
+
+def unsupported_store(cache: PrefixCache) -> str | None:
+    """Return what this version cannot build, in words; None when it can."""
+    managed = managed_store(cache)
+    if cache.spec.store.type is StoreType.MANAGED and (managed.shards > 1 or managed.replicas_per_shard):
+        return (
+            "this version runs managed stores of one server only: set store.managed.shards to 1 and "
+            "replicasPerShard to 0, or use an external cluster"
+        )
+    return None
+
+
+def _data_plane_ready(cache: PrefixCache, facts: Facts) -> Condition:
+    kind = PrefixCacheCondition.DATA_PLANE_READY
+    order = cache.spec.placement.order
+    if PlaceName.DPU not in order:
+        return condition(kind, True, Reason.NOT_NEEDED, "placement.order names the host only")
+    if stuck := _obstacles(facts, "DaemonSet"):
+        return condition(kind, False, Reason.ERROR, stuck)
+    cards = len(facts.pairing.pairs) + len(facts.pairing.unpaired)
+    if not cards:
+        label = cache.spec.placement.dpu.node_selector or cache.spec.placement.dpu.host_label_key
+        host = PlaceName.HOST in order
+        way = "engines restore on host cores" if host else "engines compute everything: label the cards' nodes"
+        return condition(kind, host, "NoDpuNodeMatches", f"no node has the label {label}; {way}")
+    ready = sum(plane.ready_since is not None for plane in facts.planes.values())
+    if ready < cards:
+        silent = sorted(_cards(facts.pairing) - {c for c, plane in facts.planes.items() if plane.ready_since})
+        message = f"{ready} of {cards} data planes serve; not on {', '.join(silent[:5])}"
+        return condition(kind, False, Reason.PENDING, message)
+    return condition(kind, True, Reason.SUCCEEDED, f"{ready} of {cards} data planes serve")
+
+
+def _pairing_resolved(cache: PrefixCache, facts: Facts) -> Condition:
+    kind = PrefixCacheCondition.PAIRING_RESOLVED
+    if PlaceName.DPU not in cache.spec.placement.order:
+        return condition(kind, True, Reason.NOT_NEEDED, "placement.order names the host only")
+    if facts.pairing.unpaired:
+        first, more = facts.pairing.unpaired[0], len(facts.pairing.unpaired) - 1
+        message = f"{first.message} (and {more} more)" if more else first.message
+        return condition(kind, False, first.trouble, message)
+    if stuck := _obstacles(facts, "DPUBinding"):
+        return condition(kind, False, Reason.ERROR, stuck)
+    return condition(kind, True, Reason.SUCCEEDED, f"{len(facts.pairing.pairs)} cards have their host")
+
+
+def _certificates_ready(cache: PrefixCache, facts: Facts) -> Condition:
+    kind = PrefixCacheCondition.CERTIFICATES_READY
+    security = cache.spec.security
+    if security.transport is not Transport.MUTUAL_TLS:
+        return condition(kind, True, Reason.NOT_NEEDED, "security.transport is Plaintext")
+    if security.issuer_ref is not None:
+        message = "certificates from cert-manager are not asked for by this version: remove security.issuerRef"
+        return condition(kind, False, Reason.FAILED, message)
+    if stuck := _obstacles(facts, "Secret"):
+        return condition(kind, False, Reason.ERROR, stuck)
+    if facts.expired:
+        return condition(kind, False, "Expired", f"expired: {', '.join(facts.expired)}; new ones are being issued")
+    return condition(kind, True, Reason.SUCCEEDED, f"{facts.certificates} certificates are valid")
+
+
+def _round_trip() -> Condition:
+    message = "this version does not send canary chunks; Ready does not depend on it"
+    return condition(PrefixCacheCondition.ROUND_TRIP_VERIFIED, ConditionStatus.UNKNOWN, Reason.PENDING, message)
+
+
+def _store_status(cache: PrefixCache, facts: Facts) -> StoreStatus:
+    endpoint = ",".join(sidecar_config(cache)["store"]["endpoints"])
+    if cache.spec.store.type is StoreType.EXTERNAL:
+        answers = list((facts.reachable or {}).values())
+        return StoreStatus(shards=len(answers), ready_shards=sum(answers), endpoint=endpoint)
+    wanted = managed_store(cache).shards
+    return StoreStatus(shards=wanted, ready_shards=min(wanted, _ready_servers(facts.store)), endpoint=endpoint)
+
+
+def _servers(cache: PrefixCache) -> int:
+    managed = managed_store(cache)
+    return managed.shards * (1 + managed.replicas_per_shard)
+
+
+def _ready_servers(stateful_set: Json | None) -> int:
+    return _number(stateful_set, "readyReplicas")
+
+
+def _number(workload: Json | None, field: str) -> int:
+    return int((workload or {}).get("status", {}).get(field, 0))
+
+
+def _cards(pairing: Pairing) -> set[str]:
+    return {pair.card for pair in pairing.pairs} | {each.card for each in pairing.unpaired}
+
+
+def _obstacles(facts: Facts, *kinds: str) -> str:
+    return "; ".join(each for each in facts.obstacles if each.startswith(tuple(f"{kind} " for kind in kinds)))
+
+
+def store_name(cache: PrefixCache) -> str:
+    """Return the name of the store's StatefulSet."""
+    return store_service_name(cache)

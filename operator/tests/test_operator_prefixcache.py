@@ -1,0 +1,340 @@
+"""A PrefixCache from creation to deletion on a cluster in memory, faults included."""
+
+import json
+from base64 import b64decode
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from fakes import FakeCluster, Killed
+
+from shadowserve_crds import names
+from shadowserve_dataplane.sidecar.settings import parse_config
+from shadowserve_operator.kinds import (
+    CONFIG_MAP,
+    DAEMON_SET,
+    DPU_BINDING,
+    NODE,
+    POD,
+    PREFIX_CACHE,
+    SECRET,
+    SERVICE,
+    STATEFUL_SET,
+    Json,
+    Kind,
+    Ref,
+)
+from shadowserve_operator.reconcile import Result, forget_prefixcache, reconcile_prefixcache
+from shadowserve_operator.settings import OperatorSettings
+
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+SETTINGS = OperatorSettings()
+CACHE = Ref(PREFIX_CACHE, "default", "kv")
+
+
+def cache(name: str = "kv", **spec: Any) -> Json:
+    metadata = {"name": name, "namespace": "default", "generation": 1}
+    return {"apiVersion": names.API_VERSION, "kind": "PrefixCache", "metadata": metadata, "spec": spec}
+
+
+def node(name: str, ready: bool = True, **labels: str) -> Json:
+    condition = {"type": "Ready", "status": str(ready), "lastTransitionTime": "2026-11-24T11:00:00Z"}
+    metadata = {"name": name, "labels": {key.replace("__", "/"): value for key, value in labels.items()}}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "status": {"conditions": [condition]}}
+
+
+def card(name: str, host: str, ready: bool = True) -> Json:
+    body = node(name, ready)
+    body["metadata"]["labels"] = {names.DEFAULT_HOST_LABEL: host}
+    return body
+
+
+def plane(on: str, ready: bool = True, since: datetime = NOW - timedelta(hours=1)) -> Json:
+    labels = {names.CACHE_LABEL: "kv", names.COMPONENT_LABEL: "data-plane", names.MANAGED_BY_LABEL: names.MANAGED_BY}
+    condition = {"type": "Ready", "status": str(ready), "lastTransitionTime": since.isoformat()}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"plane-{on}", "namespace": "default", "labels": labels},
+        "spec": {"nodeName": on},
+        "status": {"phase": "Running", "podIP": "10.1.0.9", "conditions": [condition]},
+    }
+
+
+def engine(name: str, on: str) -> Json:
+    metadata = {
+        "name": name,
+        "namespace": "default",
+        "labels": {names.CACHE_LABEL: "kv"},
+        "annotations": {names.INJECTED_ANNOTATION: "1"},
+    }
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"nodeName": on}, "status": {}}
+
+
+def a_cluster() -> FakeCluster:
+    cluster = FakeCluster("default")
+    cluster.put(node("host-0"))
+    cluster.put(card("card-0", "host-0"))
+    cluster.put(cache())
+    return cluster
+
+
+async def reconcile(cluster: FakeCluster, now: datetime = NOW, name: str = "kv") -> Result:
+    return await reconcile_prefixcache(cluster, "default", name, SETTINGS, lambda: now)
+
+
+async def until_quiet(cluster: FakeCluster, now: datetime = NOW) -> Result:
+    for _ in range(10):
+        result = await reconcile(cluster, now)
+        if not result.writes:
+            return result
+    raise AssertionError(f"still writing: {cluster.writes[-5:]}")
+
+
+def become_ready(cluster: FakeCluster) -> None:
+    """Do what Kubernetes' controllers would."""
+    cluster.objects[Ref(STATEFUL_SET, "default", "kv-store")]["status"] = {"readyReplicas": 1}
+    cluster.objects[Ref(DAEMON_SET, "default", "kv-data-plane")]["status"] = {"desiredNumberScheduled": 1}
+    cluster.put(plane("card-0"))
+
+
+def conditions(cluster: FakeCluster, ref: Ref = CACHE) -> dict[str, tuple[str, str]]:
+    listed = cluster.objects[ref]["status"]["conditions"]
+    return {each["type"]: (each["status"], each["reason"]) for each in listed}
+
+
+def message(cluster: FakeCluster, kind: str) -> str:
+    return next(each["message"] for each in cluster.objects[CACHE]["status"]["conditions"] if each["type"] == kind)
+
+
+def annotation(cluster: FakeCluster, pod: str) -> str | None:
+    found: str | None = cluster.objects[Ref(POD, "default", pod)]["metadata"]["annotations"].get(
+        names.DATA_PLANE_ANNOTATION
+    )
+    return found
+
+
+def kept(cluster: FakeCluster, kind: Kind) -> list[str]:
+    return [ref.name for ref in sorted(cluster.objects) if ref.kind == kind]
+
+
+async def test_a_cache_becomes_ready_and_then_nothing_is_written() -> None:
+    cluster = a_cluster()
+    await until_quiet(cluster)
+    assert conditions(cluster)["Ready"] == ("False", "Pending")
+    assert message(cluster, "StoreReady") == "0 of 1 store servers are ready"
+    become_ready(cluster)
+    await until_quiet(cluster)
+    assert conditions(cluster) == {
+        "StoreReady": ("True", "Succeeded"),
+        "DataPlaneReady": ("True", "Succeeded"),
+        "PairingResolved": ("True", "Succeeded"),
+        "CertificatesReady": ("True", "Succeeded"),
+        "RoundTripVerified": ("Unknown", "Pending"),
+        "Ready": ("True", "Succeeded"),
+    }
+    before = len(cluster.writes)
+    for minute in range(5):
+        await reconcile(cluster, NOW + timedelta(minutes=minute))
+    assert len(cluster.writes) == before
+
+
+async def test_the_sidecar_takes_the_configuration() -> None:
+    cluster = a_cluster()
+    await reconcile(cluster)
+    text = cluster.objects[Ref(CONFIG_MAP, "default", "kv-config")]["data"]["config.json"]
+    config = parse_config(text)
+    assert config.store.endpoints == ["kv-store.default.svc:6379"]
+    assert config.store.tls is not None
+    assert json.loads(text)["tier"] == "Balanced"
+
+
+async def test_engines_cannot_read_what_rules_the_store() -> None:
+    cluster = a_cluster()
+    await reconcile(cluster)
+    shared = cluster.objects[Ref(SECRET, "default", "kv-secrets")]["data"]
+    assert set(shared) == {"store-password", "salt"}
+    users = b64decode(cluster.objects[Ref(SECRET, "default", "kv-store-users")]["data"]["users.acl"]).decode()
+    assert "user default off" in users
+    sidecar = next(line for line in users.splitlines() if "shadowserve-sidecar" in line)
+    assert "-@all" in sidecar
+    assert "+@" not in sidecar
+
+
+async def test_passwords_and_certificates_stay_what_they_are() -> None:
+    cluster = a_cluster()
+    await reconcile(cluster)
+    before = {ref: body["data"] for ref, body in cluster.objects.items() if ref.kind == SECRET}
+    await reconcile(cluster, NOW + timedelta(days=1))
+    assert {ref: body["data"] for ref, body in cluster.objects.items() if ref.kind == SECRET} == before
+
+
+async def test_certificates_are_renewed_before_they_expire_and_the_password_is_not() -> None:
+    cluster = a_cluster()
+    await reconcile(cluster)
+    leaf, password = Ref(SECRET, "default", "kv-store-tls"), Ref(SECRET, "default", "kv-secrets")
+    before = {ref: dict(cluster.objects[ref]["data"]) for ref in (leaf, password)}
+    await reconcile(cluster, NOW + timedelta(days=61))
+    after = cluster.objects[leaf]["data"]
+    assert after["tls.crt"] != before[leaf]["tls.crt"]
+    assert after["ca.crt"] == before[leaf]["ca.crt"]
+    assert cluster.objects[password]["data"] == before[password]
+
+
+async def test_an_edit_and_a_deletion_are_repaired() -> None:
+    cluster = a_cluster()
+    await until_quiet(cluster)
+    service, store = Ref(SERVICE, "default", "kv-store"), Ref(STATEFUL_SET, "default", "kv-store")
+    cluster.remove(service)
+    cluster.objects[store]["spec"]["replicas"] = 0
+    await until_quiet(cluster)
+    assert service in cluster.objects
+    assert cluster.objects[store]["spec"]["replicas"] == 1
+
+
+async def test_somebody_elses_object_is_left_alone_and_told() -> None:
+    cluster = a_cluster()
+    theirs = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "kv-store", "namespace": "default"}}
+    cluster.put(theirs | {"spec": {"selector": {"app": "theirs"}}})
+    await until_quiet(cluster)
+    assert cluster.objects[Ref(SERVICE, "default", "kv-store")]["spec"] == {"selector": {"app": "theirs"}}
+    assert conditions(cluster)["StoreReady"] == ("False", "Error")
+    assert "rename or delete it" in message(cluster, "StoreReady")
+
+
+async def test_a_card_without_its_host_is_told_and_heals() -> None:
+    cluster = a_cluster()
+    cluster.remove(Ref(NODE, "", "host-0"))
+    await until_quiet(cluster)
+    assert conditions(cluster)["PairingResolved"] == ("False", "HostNotFound")
+    assert kept(cluster, DPU_BINDING) == []
+    cluster.put(node("host-0"))
+    await until_quiet(cluster)
+    assert conditions(cluster)["PairingResolved"] == ("True", "Succeeded")
+    assert kept(cluster, DPU_BINDING) == ["card-0"]
+
+
+async def test_pods_follow_the_card_and_come_back_after_a_while() -> None:
+    cluster = a_cluster()
+    cluster.put(engine("engine", "host-0"))
+    await until_quiet(cluster)
+    assert annotation(cluster, "engine") == ""
+    cluster.put(plane("card-0", since=NOW))
+    await until_quiet(cluster, NOW + timedelta(seconds=10))
+    assert annotation(cluster, "engine") == ""
+    await until_quiet(cluster, NOW + timedelta(seconds=31))
+    assert annotation(cluster, "engine") == "10.1.0.9:9464"
+    cluster.put(card("card-0", "host-0", ready=False))
+    await reconcile(cluster, NOW + timedelta(seconds=40))
+    assert annotation(cluster, "engine") == ""
+    assert cluster.objects[CACHE]["status"]["unhealthyHosts"] == ["host-0"]
+
+
+async def test_a_binding_tells_where_the_data_plane_is() -> None:
+    cluster = a_cluster()
+    await until_quiet(cluster)
+    become_ready(cluster)
+    await until_quiet(cluster)
+    binding = Ref(DPU_BINDING, "", "card-0")
+    assert cluster.objects[binding]["spec"] == {"hostNode": "host-0", "dpuNode": "card-0", "source": "Label"}
+    assert cluster.objects[binding]["status"]["endpoint"] == "10.1.0.9:9464"
+    assert conditions(cluster, binding)["DataPlaneReachable"] == ("True", "Succeeded")
+
+
+async def test_without_cards_the_host_serves() -> None:
+    cluster = a_cluster()
+    cluster.remove(Ref(NODE, "", "card-0"))
+    await until_quiet(cluster)
+    assert conditions(cluster)["DataPlaneReady"] == ("True", "NoDpuNodeMatches")
+
+
+async def test_a_missing_secret_of_an_external_store_is_named_and_heals() -> None:
+    cluster = a_cluster()
+    external = {"endpoints": ["127.0.0.1:1"], "topology": "Standalone", "credentialsSecretRef": {"name": "login"}}
+    cluster.put(cache(store={"type": "External", "external": external}))
+    await until_quiet(cluster)
+    assert conditions(cluster)["StoreReady"] == ("False", "SecretNotFound")
+    assert "login" in message(cluster, "StoreReady")
+    login = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "login", "namespace": "default"}}
+    cluster.put(login | {"data": {"password": "c2VjcmV0"}})
+    await until_quiet(cluster)
+    assert conditions(cluster)["StoreReady"] == ("False", "Unreachable")
+    assert cluster.objects[Ref(SECRET, "default", "kv-secrets")]["data"]["store-password"] == "c2VjcmV0"
+
+
+async def test_deleting_leaves_nothing_behind() -> None:
+    cluster = a_cluster()
+    cluster.put(engine("engine", "host-0"))
+    await until_quiet(cluster)
+    cluster.objects[CACHE]["metadata"]["deletionTimestamp"] = "2026-11-24T12:00:00Z"
+    assert await forget_prefixcache(cluster, "default", "kv", SETTINGS) == 2
+    assert await forget_prefixcache(cluster, "default", "kv", SETTINGS) == 0
+    cluster.remove(CACHE)
+    assert {(ref.kind.name, ref.name) for ref in cluster.objects} == {
+        ("Node", "host-0"),
+        ("Node", "card-0"),
+        ("Pod", "engine"),
+    }
+    assert annotation(cluster, "engine") is None
+
+
+async def test_a_binding_that_another_cache_needs_stays() -> None:
+    cluster = a_cluster()
+    cluster.put(cache("other"))
+    await until_quiet(cluster)
+    cluster.objects[CACHE]["metadata"]["deletionTimestamp"] = "2026-11-24T12:00:00Z"
+    await forget_prefixcache(cluster, "default", "kv", SETTINGS)
+    assert kept(cluster, DPU_BINDING) == ["card-0"]
+
+
+async def test_a_binding_by_hand_is_never_touched() -> None:
+    cluster = a_cluster()
+    spec = {"hostNode": "host-1", "dpuNode": "card-0", "source": "Manual"}
+    metadata = {"name": "mine"}
+    cluster.put(node("host-1"))
+    cluster.put({"apiVersion": names.API_VERSION, "kind": "DPUBinding", "metadata": metadata, "spec": spec})
+    await until_quiet(cluster)
+    assert kept(cluster, DPU_BINDING) == ["mine"]
+    cluster.objects[CACHE]["metadata"]["deletionTimestamp"] = "2026-11-24T12:00:00Z"
+    await forget_prefixcache(cluster, "default", "kv", SETTINGS)
+    assert kept(cluster, DPU_BINDING) == ["mine"]
+
+
+async def test_a_resource_that_cannot_be_parsed_says_why() -> None:
+    cluster = a_cluster()
+    cluster.put(cache(codec={"tier": "Enormous"}))
+    await reconcile(cluster)
+    assert conditions(cluster)["Ready"] == ("False", "Failed")
+    assert "codec.tier" in message(cluster, "Ready")
+    assert not (await reconcile(cluster)).writes
+
+
+def _shape(cluster: FakeCluster) -> dict[str, Any]:
+    """Return what must be equal whatever happened on the way: all but chance, versions and identifiers."""
+    shape: dict[str, Any] = {}
+    for ref, body in cluster.objects.items():
+        content = {key: value for key, value in body.items() if key != "metadata"}
+        if ref.kind == SECRET:
+            content["data"] = sorted(content["data"])
+        shape[f"{ref.kind.name}/{ref.name}"] = (content, body["metadata"].get("labels"))
+    return shape
+
+
+async def test_ending_at_any_call_converges_to_the_same() -> None:
+    def with_engine() -> FakeCluster:
+        cluster = a_cluster()
+        cluster.put(engine("engine", "host-0"))
+        return cluster
+
+    calm = with_engine()
+    await until_quiet(calm)
+    calls = len(calm.calls)
+    assert calls > 30
+    for k in range(calls):
+        cluster = with_engine()
+        cluster.die_at = k
+        with pytest.raises(Killed):
+            await until_quiet(cluster)
+        cluster.die_at = None
+        await until_quiet(cluster)
+        assert _shape(cluster) == _shape(calm), f"killed at call {k}: {calm.calls[k]}"

@@ -11,7 +11,7 @@ from shadowserve_crds.samples import valid_samples
 from shadowserve_operator.desired.config import config_map
 from shadowserve_operator.desired.dataplane import dataplane_objects
 from shadowserve_operator.desired.engine import engine_objects
-from shadowserve_operator.desired.secrets import SecretValues, secret
+from shadowserve_operator.desired.secrets import SecretValues, secret_manifests
 from shadowserve_operator.desired.store import store_objects
 from shadowserve_operator.desired.terms import sidecar_terms
 from shadowserve_operator.settings import OperatorSettings
@@ -41,7 +41,7 @@ def _placed(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _objects(cache: PrefixCache) -> list[dict[str, Any]]:
-    own = [config_map(cache), secret(cache, _VALUES)]
+    own = [config_map(cache), *secret_manifests(cache, _VALUES)]
     return [*own, *store_objects(cache, _SETTINGS), *dataplane_objects(cache, _SETTINGS)]
 
 

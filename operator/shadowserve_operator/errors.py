@@ -23,3 +23,7 @@ class ApiUnavailable(OperatorError):
 
 class ImpossibleCall(OperatorError):
     """A mistake of ours: something was about to be applied that the operator may never apply."""
+
+
+class LeadershipLost(OperatorError):
+    """Another operator may act now: this one has to end at once."""

@@ -14,7 +14,7 @@ from shadowserve_dataplane.store.settings import StoreSettings
 from shadowserve_dataplane.store.topology import Topology
 from shadowserve_operator.desired.config import config_map, sidecar_config
 from shadowserve_operator.desired.dataplane import dataplane_objects
-from shadowserve_operator.desired.secrets import SecretValues, access_list, secret
+from shadowserve_operator.desired.secrets import SecretValues, access_list, secret_manifests
 from shadowserve_operator.desired.store import configuration_text, managed_store, store_objects
 from shadowserve_operator.settings import OperatorSettings
 
@@ -48,12 +48,12 @@ def test_every_object_is_labelled_owned_and_hashed() -> None:
     subject = cache(store={"managed": {"shards": 3}})
     objects = [
         config_map(subject),
-        secret(subject, VALUES),
+        *secret_manifests(subject, VALUES),
         *store_objects(subject, SETTINGS),
         *dataplane_objects(subject, SETTINGS),
     ]
     found = [(each["kind"], each["metadata"]["name"]) for each in objects]
-    assert len(found) == len(set(found)) == 8
+    assert len(found) == len(set(found)) == 9
     for each in objects:
         metadata = each["metadata"]
         assert metadata["namespace"] == "llm"
@@ -65,7 +65,7 @@ def test_every_object_is_labelled_owned_and_hashed() -> None:
 def test_rendering_again_gives_the_same_bytes() -> None:
     assert store_objects(cache(), SETTINGS) == store_objects(cache(), SETTINGS)
     assert config_map(cache()) == config_map(cache())
-    assert secret(cache(), VALUES) == secret(cache(), VALUES)
+    assert secret_manifests(cache(), VALUES) == secret_manifests(cache(), VALUES)
 
 
 @pytest.mark.parametrize(
@@ -139,14 +139,15 @@ def test_an_external_store_gets_no_objects() -> None:
 
 
 def test_secrets_that_exist_are_kept() -> None:
-    kept = SecretValues.read(secret(cache(), VALUES)["data"], SecretValues("new", "new", b"new"))
+    shared, private = secret_manifests(cache(), VALUES)
+    kept = SecretValues.read({**shared["data"], **private["data"]}, SecretValues("new", "new", b"new"))
     assert kept == VALUES
     half = SecretValues.read({"salt": b64encode(b"old").decode()}, VALUES)
     assert half == SecretValues("sidecar-password", "admin-password", b"old")
 
 
 def test_the_access_list_holds_no_password_in_clear() -> None:
-    text = b64decode(secret(cache(), VALUES)["data"]["users.acl"]).decode()
+    text = b64decode(secret_manifests(cache(), VALUES)[1]["data"]["users.acl"]).decode()
     assert text == access_list(VALUES)
     assert "password" not in text
     assert "user default off" in text

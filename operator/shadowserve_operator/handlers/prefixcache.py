@@ -1,0 +1,83 @@
+"""PrefixCaches: one worker each, poked by whatever may concern it, and the cleaning up that nobody else does."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import kopf
+
+from shadowserve_crds import names
+from shadowserve_operator.errors import ApiUnavailable, Conflict
+from shadowserve_operator.kinds import PREFIX_CACHE
+from shadowserve_operator.reconcile import forget_prefixcache, reconcile_prefixcache
+from shadowserve_operator.runtime import Runtime
+from shadowserve_operator.worker import keep
+
+_KIND = PREFIX_CACHE.name
+_OURS = {names.MANAGED_BY_LABEL: names.MANAGED_BY}
+_OWN_KINDS = (
+    "configmaps",
+    "secrets",
+    "services",
+    "statefulsets.apps",
+    "daemonsets.apps",
+    "poddisruptionbudgets.policy",
+)
+
+
+def register(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
+    """Tell kopf what starts a reconcile."""
+    _register_own(registry, runtime)
+    _register_around(registry, runtime)
+
+
+def _register_own(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
+    """Register what happens to a PrefixCache itself."""
+    place = (names.GROUP, names.VERSION, PREFIX_CACHE.plural)
+
+    @kopf.daemon(*place, registry=registry, cancellation_timeout=10.0)
+    async def keep_prefixcache(namespace: str | None, name: str, **_: Any) -> None:
+        space = namespace or ""
+        await keep(
+            (_KIND, space, name),
+            lambda: reconcile_prefixcache(runtime.cluster, space, name, runtime.settings, runtime.clock),
+            runtime.pokes,
+            runtime.metrics,
+            runtime.settings.drift_interval,
+        )
+
+    @kopf.on.delete(*place, registry=registry)
+    async def forget(namespace: str | None, name: str, **_: Any) -> None:
+        try:
+            await forget_prefixcache(runtime.cluster, namespace or "", name, runtime.settings)
+        except (ApiUnavailable, Conflict) as error:
+            raise kopf.TemporaryError(str(error), delay=2.0) from error
+        runtime.pokes.poke(_KIND)
+
+    @kopf.on.event(*place, registry=registry)
+    async def changed(namespace: str | None, name: str, **_: Any) -> None:
+        runtime.pokes.poke(_KIND, namespace or "", name)
+
+
+def _register_around(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
+    """Register what may concern PrefixCaches: their objects, engines and data planes, nodes, bindings."""
+
+    async def related(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
+        runtime.pokes.poke(_KIND, namespace or "", labels[names.CACHE_LABEL])
+
+    for own in _OWN_KINDS:
+        kopf.on.event(own, labels={**_OURS, names.CACHE_LABEL: kopf.PRESENT}, registry=registry)(related)
+    kopf.on.event("v1", "pods", labels={names.CACHE_LABEL: kopf.PRESENT}, registry=registry)(related)
+
+    @kopf.on.event(names.GROUP, names.VERSION, "dpubindings", registry=registry)
+    async def binding_changed(**_: Any) -> None:
+        runtime.pokes.poke(_KIND)
+
+    @kopf.on.event("v1", "nodes", registry=registry)
+    async def node_changed(name: str, body: Mapping[str, Any], **_: Any) -> None:
+        """Poke only when it matters: a node's heartbeat comes every few seconds."""
+        conditions = body.get("status", {}).get("conditions") or []
+        ready = [each["status"] for each in conditions if each["type"] == "Ready"]
+        seen = (ready, dict(body["metadata"].get("labels") or {}), "deletionTimestamp" in body["metadata"])
+        if runtime.nodes.get(name) != seen:
+            runtime.nodes[name] = seen
+            runtime.pokes.poke(_KIND)

@@ -1,0 +1,81 @@
+"""The operator's table of contents: everything that starts work, and how the process runs and ends."""
+
+import asyncio
+import contextlib
+import logging
+
+import kopf
+from prometheus_client import start_http_server
+
+from shadowserve_crds import names
+from shadowserve_operator import leader
+from shadowserve_operator.cluster import ApiCluster
+from shadowserve_operator.handlers import prefixcache
+from shadowserve_operator.metrics import OperatorMetrics
+from shadowserve_operator.runtime import Runtime, utc_now
+from shadowserve_operator.settings import OperatorSettings
+
+_log = logging.getLogger(__name__)
+
+
+def registry_for(runtime: Runtime) -> kopf.OperatorRegistry:
+    """Return the registry with all handlers."""
+    registry = kopf.OperatorRegistry()
+    prefixcache.register(registry, runtime)
+
+    @kopf.on.startup(registry=registry)
+    async def configure(settings: kopf.OperatorSettings, **_: object) -> None:
+        settings.persistence.finalizer = names.FINALIZER
+        settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)
+        settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=names.GROUP)
+        settings.posting.enabled = False  # events are ours: those of kopf tell how, not what
+        settings.networking.request_timeout = 30
+        settings.watching.server_timeout = 120
+
+    return registry
+
+
+async def run(settings: OperatorSettings, namespace: str, identity: str, stop: asyncio.Event) -> None:
+    """Wait to be the leader, then reconcile until `stop`. Raises `LeadershipLost` when another operator took over."""
+    metrics = OperatorMetrics()
+    server, _ = start_http_server(settings.metrics_port, registry=metrics.registry)
+    try:
+        async with ApiCluster() as cluster:
+            if not await _unless(stop, leader.acquire(cluster, namespace, identity, utc_now)):
+                return
+            _log.info("this operator (%s) acts now", identity)
+            registry = registry_for(Runtime(cluster, settings, metrics))
+            work = kopf.operator(
+                registry=registry,
+                clusterwide=not settings.namespaces,
+                namespaces=settings.namespaces,
+                standalone=True,  # who acts was settled by the Lease
+                stop_flag=stop,
+            )
+            await _together(work, leader.hold(cluster, namespace, identity, utc_now))
+    finally:
+        server.shutdown()
+
+
+async def _unless(stop: asyncio.Event, waiting: object) -> bool:
+    """Return whether the waiting ended before the stop came."""
+    task, stopped = asyncio.ensure_future(waiting), asyncio.ensure_future(stop.wait())  # type: ignore[call-overload]
+    await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not task.done():
+        task.cancel()
+        return False
+    await task
+    return True
+
+
+async def _together(work: object, holding: object) -> None:
+    """Run both until the first ends; what it raised is raised."""
+    tasks = {asyncio.ensure_future(work), asyncio.ensure_future(holding)}  # type: ignore[call-overload]
+    done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in others:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    for task in done:
+        await task

@@ -1,0 +1,44 @@
+"""The operator's own metrics. Names are public: the dashboard and the alert rules use them."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0)
+
+
+class OperatorMetrics:
+    """One set of metrics in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        kind = ["kind"]
+        self._seconds = Histogram(
+            "shadowserve_reconcile_seconds",
+            "Time of one reconcile",
+            [*kind, "result"],
+            registry=self.registry,
+            buckets=_SECONDS,
+        )
+        self._writes = Counter(
+            "shadowserve_reconcile_writes", "Objects written by reconciles", kind, registry=self.registry
+        )
+        self._resources = Gauge(
+            "shadowserve_resources",
+            "Resources by what their conditions say",
+            [*kind, "condition", "status"],
+            registry=self.registry,
+        )
+        self._conditions: dict[tuple[str, str, str], dict[str, str]] = {}
+
+    def reconciled(self, kind: str, result: str, seconds: float, writes: int) -> None:
+        """Count a reconcile; `result` is settled, waiting or error."""
+        self._seconds.labels(kind, result).observe(seconds)
+        self._writes.labels(kind).inc(writes)
+
+    def say(self, kind: str, namespace: str, name: str, conditions: dict[str, str]) -> None:
+        """Count a resource by its conditions (type -> status); none when it is gone."""
+        for condition, status in self._conditions.pop((kind, namespace, name), {}).items():
+            self._resources.labels(kind, condition, status).dec()
+        for condition, status in conditions.items():
+            self._resources.labels(kind, condition, status).inc()
+        if conditions:
+            self._conditions[kind, namespace, name] = conditions

@@ -2,15 +2,19 @@
 
 import json
 from base64 import b64decode
+from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
 
 from shadowserve_crds import names
 from shadowserve_crds.prefixcache import PrefixCache
+from shadowserve_operator.admission_server import AdmissionWebhook, ServingFiles, served
 from shadowserve_operator.desired.admission import BadReview, Verdict, decide, read_review
 from shadowserve_operator.desired.sidecar import inject
 from shadowserve_operator.desired.terms import sidecar_terms
+from shadowserve_operator.errors import ApiUnavailable, SettingsError
 from shadowserve_operator.settings import OperatorSettings
 
 
@@ -70,7 +74,7 @@ def test_a_second_review_of_an_injected_pod_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("containers", "terms", "said"),
     [
-        ([{"name": "vllm", "image": "i"}], None, "there is no PrefixCache shared in namespace llm"),
+        ([{"name": "vllm", "image": "i"}], "there is no PrefixCache shared", "there is no PrefixCache shared"),
         ([{"name": "a", "image": "i"}, {"name": "b", "image": "i"}], TERMS, "the pod has 2 containers"),
         ([{"name": "v", "image": "i", "command": ["sh", "-c", "vllm"]}], TERMS, "runs a shell"),
     ],
@@ -102,3 +106,62 @@ def test_a_sidecar_that_never_restores_needs_less() -> None:
     assert str(both.cpu) == "4"
     assert both.tls_secret == "shared-sidecar-tls"
     assert sidecar_terms(cache(security={"transport": "Plaintext"}), OperatorSettings()).tls_secret is None
+
+
+class Caches:
+    """The caches there are, and the answers that were counted; `find` does what `lookup` says."""
+
+    def __init__(self) -> None:
+        self.known = {("llm", "shared"): cache()}
+        self.error: Exception | None = None
+        self.counted: list[str] = []
+
+    async def find(self, namespace: str, name: str) -> PrefixCache | None:
+        if self.error is not None:
+            raise self.error
+        return self.known.get((namespace, name))
+
+
+@pytest.fixture
+def caches() -> Caches:
+    return Caches()
+
+
+async def answered(caches: Caches, body: Any) -> tuple[int, dict[str, Any]]:
+    webhook = AdmissionWebhook(caches.find, OperatorSettings(), caches.counted.append)
+    async with TestClient(TestServer(webhook.application())) as client, client.post("/inject", json=body) as response:
+        return response.status, await response.json() if response.status == 200 else {}
+
+
+async def test_the_webhook_injects_by_the_cache_of_the_pods_namespace(caches: Caches) -> None:
+    status, body = await answered(caches, review({names.CACHE_LABEL: "shared"}))
+    assert (status, body["response"]["patchType"]) == (200, "JSONPatch")
+    assert caches.counted == ["injected"]
+
+
+_REFUSED = (ApiUnavailable("refused"), "cannot be looked up now (refused)")
+
+
+@pytest.mark.parametrize(("error", "said"), [(None, "there is no PrefixCache other"), _REFUSED])
+async def test_a_cache_that_cannot_be_found_never_holds_a_pod_back(
+    caches: Caches, error: Exception | None, said: str
+) -> None:
+    caches.error = error
+    asked = review({names.CACHE_LABEL: "other"})
+    status, body = await answered(caches, asked)
+    assert (status, body["response"]["allowed"]) == (200, True)
+    assert said in patched(asked, Verdict(body))["metadata"]["annotations"][names.SKIPPED_ANNOTATION]
+    assert caches.counted == ["skipped"]
+
+
+async def test_what_is_no_review_is_a_bad_request(caches: Caches) -> None:
+    assert (await answered(caches, {"not": "a review"}))[0] == 400
+    assert caches.counted == ["failed"]
+
+
+async def test_a_webhook_without_a_certificate_says_which_file(caches: Caches, tmp_path: Path) -> None:
+    webhook = AdmissionWebhook(caches.find, OperatorSettings(), caches.counted.append)
+    files = ServingFiles(tmp_path / "tls.crt", tmp_path / "tls.key")
+    with pytest.raises(SettingsError, match=r"tls\.crt"):
+        async with served(webhook, "127.0.0.1", 0, files):
+            pytest.fail("it serves")

@@ -54,12 +54,12 @@ def read_review(review: Mapping[str, Any]) -> Wish:
     return Wish(uid, namespace, labels.get(names.CACHE_LABEL), pod)
 
 
-def decide(wish: Wish, terms: SidecarTerms | None) -> Verdict:
-    """Return the answer; `terms` None: there is no such PrefixCache."""
-    if wish.cache is None:
+def decide(wish: Wish, terms: SidecarTerms | str | None) -> Verdict:
+    """Return the answer. `terms` are those of the cache that the pod asks for, or why there are none, in words."""
+    if wish.cache is None or terms is None:
         return Verdict(_response(wish.uid, []))
-    if terms is None:
-        return _skipped(wish, f"there is no PrefixCache {wish.cache} in namespace {wish.namespace}")
+    if isinstance(terms, str):
+        return _skipped(wish, terms)
     result = inject(wish.pod, terms)
     if isinstance(result, Injected):
         return Verdict(_response(wish.uid, _changes(wish.pod, result.pod)), injected=True)

@@ -15,7 +15,7 @@ import typer
 from shadowserve_operator.errors import OperatorError, SettingsError
 from shadowserve_operator.settings import OperatorSettings
 
-application = typer.Typer(add_completion=False)
+application = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @application.command()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from typing import Any
 
 import kopf
 from prometheus_client import start_http_server
@@ -31,6 +32,10 @@ def registry_for(runtime: Runtime) -> kopf.OperatorRegistry:
         settings.posting.enabled = False  # events are ours: those of kopf tell how, not what
         settings.networking.request_timeout = 30
         settings.watching.server_timeout = 120
+
+    @kopf.on.login(registry=registry)
+    async def log_in(**given: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**given) or kopf.login_with_kubeconfig(**given)
 
     return registry
 

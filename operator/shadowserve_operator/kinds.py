@@ -30,6 +30,7 @@ CONFIG_MAP = Kind("v1", "ConfigMap", "configmaps")
 EVENT = Kind("v1", "Event", "events")
 NODE = Kind("v1", "Node", "nodes", namespaced=False)
 POD = Kind("v1", "Pod", "pods")
+VOLUME_CLAIM = Kind("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
 SECRET = Kind("v1", "Secret", "secrets")
 SERVICE = Kind("v1", "Service", "services")
 DAEMON_SET = Kind("apps/v1", "DaemonSet", "daemonsets")
@@ -46,6 +47,7 @@ ALL = (
     EVENT,
     NODE,
     POD,
+    VOLUME_CLAIM,
     SECRET,
     SERVICE,
     DAEMON_SET,

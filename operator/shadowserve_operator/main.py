@@ -11,7 +11,7 @@ from prometheus_client import start_http_server
 from shadowserve_crds import names
 from shadowserve_operator import leader
 from shadowserve_operator.cluster import ApiCluster
-from shadowserve_operator.handlers import prefixcache
+from shadowserve_operator.handlers import inferencepool, prefixcache
 from shadowserve_operator.metrics import OperatorMetrics
 from shadowserve_operator.runtime import Runtime, utc_now
 from shadowserve_operator.settings import OperatorSettings
@@ -23,6 +23,7 @@ def registry_for(runtime: Runtime) -> kopf.OperatorRegistry:
     """Return the registry with all handlers."""
     registry = kopf.OperatorRegistry()
     prefixcache.register(registry, runtime)
+    inferencepool.register(registry, runtime)
 
     @kopf.on.startup(registry=registry)
     async def configure(settings: kopf.OperatorSettings, **_: object) -> None:

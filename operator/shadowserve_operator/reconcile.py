@@ -12,6 +12,7 @@ from datetime import datetime
 from shadowserve_crds import names
 from shadowserve_crds.base import InvalidResource
 from shadowserve_crds.conditions import READY
+from shadowserve_crds.inferencepool import InferencePoolStatus
 from shadowserve_crds.prefixcache import PlaceName, PrefixCache, PrefixCacheStatus, StoreType
 from shadowserve_operator.apply import Outcome, apply
 from shadowserve_operator.cluster import Cluster
@@ -50,7 +51,7 @@ class Result:
 
     writes: int = 0
     settled: bool = True
-    status: PrefixCacheStatus | None = None
+    status: PrefixCacheStatus | InferencePoolStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)

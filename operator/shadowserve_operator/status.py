@@ -6,6 +6,7 @@ from datetime import datetime
 
 from shadowserve_crds.conditions import Condition, ConditionStatus, Reason, condition, merged, summary
 from shadowserve_crds.dpubinding import DPUBinding, DPUBindingCondition, DPUBindingStatus
+from shadowserve_crds.inferencepool import InferencePoolStatus
 from shadowserve_crds.prefixcache import (
     DataPlanesStatus,
     PlaceName,
@@ -70,7 +71,7 @@ def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheS
     )
 
 
-def settled(status: PrefixCacheStatus) -> bool:
+def settled(status: PrefixCacheStatus | InferencePoolStatus) -> bool:
     """Return whether nothing is expected to change by itself."""
     return all(each.reason != Reason.PENDING for each in status.conditions if each.type == "Ready")
 

@@ -1,0 +1,114 @@
+"""What an InferencePool's status says: a pure function of what is and what was just done. One function a condition."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from shadowserve_crds.conditions import Condition, Reason, condition, merged, summary
+from shadowserve_crds.inferencepool import InferencePool, InferencePoolCondition, InferencePoolStatus, PodsByPlace
+from shadowserve_crds.prefixcache import PlaceName
+from shadowserve_operator.desired.engine import pod_selector, refused_flags
+from shadowserve_operator.desired.generation import cache_generation
+from shadowserve_operator.pool_observe import PoolPod, PoolSnapshot
+
+_MOST_NAMES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class PoolFacts:
+    """What was decided and done. `detached` is why pods cannot have the sidecar; `obstacles` is what was refused."""
+
+    detached: str = ""
+    obstacles: tuple[str, ...] = ()
+
+
+def next_pool_status(
+    pool: InferencePool, snapshot: PoolSnapshot, facts: PoolFacts, now: datetime
+) -> InferencePoolStatus:
+    """Return the whole status."""
+    counted = [
+        _engines_ready(pool, snapshot, facts),
+        _cache_attached(pool, snapshot, facts),
+        _rollout_complete(pool, snapshot),
+    ]
+    ready = summary(counted, f"{pool.spec.replicas} engines serve {pool.spec.model.name}")
+    selector = ",".join(f"{key}={value}" for key, value in sorted(pod_selector(pool).items()))
+    return InferencePoolStatus(
+        observed_generation=pool.metadata.generation,
+        replicas=_number(snapshot, "replicas"),
+        ready_replicas=_number(snapshot, "readyReplicas"),
+        selector=selector,
+        cache_generation=cache_generation(pool, snapshot.cache),
+        data_planes=_by_place(snapshot),
+        conditions=list(merged(pool.status.conditions, [*counted, ready], pool.metadata.generation, now)),
+    )
+
+
+def chunk_mismatch(pool: InferencePool, snapshot: PoolSnapshot) -> str:
+    """Return why the engine's blocks do not fit into the cache's chunks; nothing if they do."""
+    if snapshot.cache is None:
+        return ""
+    chunk, block = snapshot.cache.spec.codec.chunk_tokens, pool.spec.engine.block_tokens
+    if chunk % block == 0:
+        return ""
+    name = snapshot.cache.name
+    return f"spec.engine.blockTokens {block} does not divide the {chunk} chunkTokens of PrefixCache {name}"
+
+
+def _engines_ready(pool: InferencePool, snapshot: PoolSnapshot, facts: PoolFacts) -> Condition:
+    kind, wanted = InferencePoolCondition.ENGINES_READY, pool.spec.replicas
+    ready = _number(snapshot, "readyReplicas")
+    if snapshot.missing:
+        return condition(kind, False, "ModelNotFound", f"{'; '.join(snapshot.missing)}: create it")
+    if flags := refused_flags(pool):
+        fields = "spec.port, spec.model.name, spec.model.source and spec.model.revision"
+        return condition(kind, False, Reason.FAILED, f"spec.engine.args sets {', '.join(flags)}: use {fields}")
+    if facts.obstacles:
+        return condition(kind, False, Reason.ERROR, "; ".join(facts.obstacles))
+    if ready >= wanted:
+        return condition(kind, True, Reason.SUCCEEDED, f"{ready} of {wanted} engines serve")
+    if troubled := [pod for pod in snapshot.pods if pod.trouble]:
+        return condition(kind, False, "PodsFailing", f"pod {troubled[0].name}: {troubled[0].trouble}")
+    return condition(kind, False, Reason.PENDING, f"{ready} of {wanted} engines serve; a model may load for minutes")
+
+
+def _cache_attached(pool: InferencePool, snapshot: PoolSnapshot, facts: PoolFacts) -> Condition:
+    kind = InferencePoolCondition.CACHE_ATTACHED
+    if pool.spec.cache_ref is None:
+        return condition(kind, True, Reason.NOT_NEEDED, "the pool uses no PrefixCache")
+    if snapshot.cache is None:
+        return condition(kind, False, "CacheNotFound", snapshot.cache_error)
+    if mismatch := chunk_mismatch(pool, snapshot):
+        return condition(kind, False, Reason.FAILED, mismatch)
+    if facts.detached:
+        return condition(kind, False, "PodsWithoutSidecar", facts.detached)
+    if without := [pod for pod in snapshot.pods if not pod.injected]:
+        return condition(kind, False, "PodsWithoutSidecar", f"these pods run without the sidecar: {_named(without)}")
+    return condition(kind, True, Reason.SUCCEEDED, f"every pod uses PrefixCache {snapshot.cache.name}")
+
+
+def _rollout_complete(pool: InferencePool, snapshot: PoolSnapshot) -> Condition:
+    kind, deployment = InferencePoolCondition.ROLLOUT_COMPLETE, snapshot.deployment
+    wanted, updated = pool.spec.replicas, _number(snapshot, "updatedReplicas")
+    seen = deployment is not None and deployment.get("status", {}).get("observedGeneration", 0)
+    current = deployment is not None and seen == deployment["metadata"].get("generation", 0)
+    if current and updated >= wanted and _number(snapshot, "replicas") == updated:
+        return condition(kind, True, Reason.SUCCEEDED, "all pods are of the current template")
+    return condition(kind, False, Reason.PENDING, f"{updated} of {wanted} pods are of the current template")
+
+
+def _by_place(snapshot: PoolSnapshot) -> PodsByPlace:
+    on_card = sum(bool(pod.told) for pod in snapshot.pods)
+    hosted = snapshot.cache is not None and PlaceName.HOST in snapshot.cache.spec.placement.order
+    on_host = sum(pod.injected and not pod.told for pod in snapshot.pods) if hosted else 0
+    return PodsByPlace(dpu=on_card, host=on_host, none=len(snapshot.pods) - on_card - on_host)
+
+
+def _number(snapshot: PoolSnapshot, field: str) -> int:
+    status = snapshot.deployment.get("status", {}) if snapshot.deployment else {}
+    return int(status.get(field, 0))
+
+
+def _named(pods: list[PoolPod]) -> str:
+    listed = [pod.name for pod in pods]
+    more = f" and {len(listed) - _MOST_NAMES} more" if len(listed) > _MOST_NAMES else ""
+    return ", ".join(listed[:_MOST_NAMES]) + more

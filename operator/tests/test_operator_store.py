@@ -1,0 +1,143 @@
+"""The store as the operator renders it, run: configuration, users and certificates let sidecars in, and no more.
+
+What a pod would mount is written to files; the server is a real one, the client is the sidecar's own.
+"""
+
+import shutil
+import socket
+import subprocess
+import time
+from base64 import b64decode
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeCluster
+
+from shadowserve_crds import names
+from shadowserve_dataplane.chunks import ChunkKey
+from shadowserve_dataplane.deadline import Deadline
+from shadowserve_dataplane.errors import StoreRefused
+from shadowserve_dataplane.sidecar.settings import parse_config, store_settings
+from shadowserve_dataplane.store.client import PutOutcome, StoreClient
+from shadowserve_operator.kinds import CONFIG_MAP, SECRET, Ref
+from shadowserve_operator.reconcile import reconcile_prefixcache
+from shadowserve_operator.settings import OperatorSettings
+
+_SERVER = shutil.which("valkey-server") or shutil.which("redis-server")
+_CLIENT = shutil.which("valkey-cli") or shutil.which("redis-cli")
+pytestmark = pytest.mark.skipif(_SERVER is None or _CLIENT is None, reason="no valkey-server or redis-server on PATH")
+_KEY = ChunkKey(bytes(range(32)))
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The files of a store and of an injected pod, and the port that stands for the store's."""
+
+    folder: Path
+    port: int
+    transport: str
+
+    def text(self, content: str) -> str:
+        """Return a rendered text with the paths and addresses of this machine."""
+        moved = content.replace("/etc/valkey/secrets", str(self.folder / "kv-store-users"))
+        moved = moved.replace("/etc/shadowserve/secrets", str(self.folder / "kv-secrets"))
+        return moved.replace(f"kv-store.default.svc:{names.STORE_PORT}", f"localhost:{self.port}")
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(params=["MutualTLS", "Plaintext"])
+async def rendered(request: pytest.FixtureRequest, tmp_path: Path) -> Rendered:
+    cluster = FakeCluster("default")
+    metadata = {"name": "kv", "namespace": "default", "generation": 1}
+    spec: dict[str, Any] = {"security": {"transport": request.param}}
+    cluster.put({"apiVersion": names.API_VERSION, "kind": "PrefixCache", "metadata": metadata, "spec": spec})
+    await reconcile_prefixcache(cluster, "default", "kv", OperatorSettings(), lambda: datetime.now(UTC))
+    found = Rendered(tmp_path, _free_port(), request.param)
+    for ref, body in cluster.objects.items():
+        if ref.kind == SECRET:
+            (tmp_path / ref.name).mkdir()
+            for key, value in body["data"].items():
+                (tmp_path / ref.name / key).write_bytes(b64decode(value))
+    for name, key, tls in (
+        ("kv-store-config", "valkey.conf", "kv-store-tls"),
+        ("kv-config", "config.json", "kv-sidecar-tls"),
+    ):
+        content = found.text(cluster.objects[Ref(CONFIG_MAP, "default", name)]["data"][key])
+        (tmp_path / key).write_text(content.replace(names.TLS_FOLDER, str(tmp_path / tls)))
+    (tmp_path / "data").mkdir()
+    return found
+
+
+@pytest.fixture
+def store(rendered: Rendered) -> Iterator[Rendered]:
+    lines = (rendered.folder / "valkey.conf").read_text().replace("dir /data", f"dir {rendered.folder / 'data'}")
+    lines = lines.replace(f"port {names.STORE_PORT}", f"port {rendered.port}")
+    (rendered.folder / "valkey.conf").write_text(lines)
+    assert _SERVER is not None
+    process = subprocess.Popen([_SERVER, str(rendered.folder / "valkey.conf")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "Ready to accept connections" in line:
+                break
+        else:
+            pytest.fail("the store does not take what was rendered")
+        yield rendered
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
+
+
+async def test_a_sidecar_stores_and_finds(store: Rendered) -> None:
+    config = parse_config((store.folder / "config.json").read_bytes())
+    client = StoreClient(store_settings(config))
+    try:
+        deadline = Deadline.after(10, time.monotonic)
+        assert await client.put(_KEY, b"chunk", deadline) is PutOutcome.STORED
+        assert await client.present(_KEY, deadline)
+        await client.ping(deadline)
+    finally:
+        await client.close()
+
+
+async def test_nobody_gets_in_without_the_password(store: Rendered) -> None:
+    (store.folder / "kv-secrets/store-password").write_text("wrong")
+    client = StoreClient(store_settings(parse_config((store.folder / "config.json").read_bytes())))
+    try:
+        with pytest.raises(StoreRefused, match="WRONGPASS"):
+            await client.put(_KEY, b"chunk", Deadline.after(10, time.monotonic))
+    finally:
+        await client.close()
+
+
+@pytest.mark.parametrize("command", [["CONFIG", "GET", "*"], ["FLUSHALL"]])
+def test_a_sidecar_may_not_rule_the_store(store: Rendered, command: list[str]) -> None:
+    assert "NOPERM" in _as_sidecar(store, *command)
+
+
+def test_the_operator_may(store: Rendered) -> None:
+    password = (store.folder / "kv-store-users/admin-password").read_text()
+    assert "maxmemory-policy" in _run(store, "shadowserve-operator", password, "CONFIG", "GET", "maxmemory-policy")
+
+
+def _as_sidecar(store: Rendered, *command: str) -> str:
+    return _run(store, "shadowserve-sidecar", (store.folder / "kv-secrets/store-password").read_text(), *command)
+
+
+def _run(store: Rendered, user: str, password: str, *command: str) -> str:
+    assert _CLIENT is not None
+    tls = store.folder / "kv-sidecar-tls"
+    files = ["--tls", "--cacert", str(tls / "ca.crt"), "--cert", str(tls / "tls.crt"), "--key", str(tls / "tls.key")]
+    where = [_CLIENT, "-h", "localhost", "-p", str(store.port), *(files if store.transport == "MutualTLS" else [])]
+    login = ["--user", user, "--pass", password, "--no-auth-warning"]
+    done = subprocess.run([*where, *login, *command], capture_output=True, text=True, check=False, timeout=10)
+    return done.stdout + done.stderr

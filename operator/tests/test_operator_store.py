@@ -3,9 +3,13 @@
 What a pod would mount is written to files; the server is a real one, the client is the sidecar's own.
 """
 
+import json
+import os
 import shutil
 import socket
+import ssl
 import subprocess
+import sys
 import time
 from base64 import b64decode
 from collections.abc import Iterator
@@ -23,7 +27,7 @@ from shadowserve_dataplane.deadline import Deadline
 from shadowserve_dataplane.errors import StoreRefused
 from shadowserve_dataplane.sidecar.settings import parse_config, store_settings
 from shadowserve_dataplane.store.client import PutOutcome, StoreClient
-from shadowserve_operator.kinds import CONFIG_MAP, SECRET, Ref
+from shadowserve_operator.kinds import CONFIG_MAP, DAEMON_SET, SECRET, Ref
 from shadowserve_operator.reconcile import reconcile_prefixcache
 from shadowserve_operator.settings import OperatorSettings
 
@@ -74,6 +78,8 @@ async def rendered(request: pytest.FixtureRequest, tmp_path: Path) -> Rendered:
         content = found.text(cluster.objects[Ref(CONFIG_MAP, "default", name)]["data"][key])
         (tmp_path / key).write_text(content.replace(names.TLS_FOLDER, str(tmp_path / tls)))
     (tmp_path / "data").mkdir()
+    daemon_set = cluster.objects[Ref(DAEMON_SET, "default", "kv-data-plane")]
+    (tmp_path / "data-plane.json").write_text(json.dumps(daemon_set["spec"]["template"]["spec"]["containers"][0]))
     return found
 
 
@@ -122,6 +128,45 @@ async def test_nobody_gets_in_without_the_password(store: Rendered) -> None:
 @pytest.mark.parametrize("command", [["CONFIG", "GET", "*"], ["FLUSHALL"]])
 def test_a_sidecar_may_not_rule_the_store(store: Rendered, command: list[str]) -> None:
     assert "NOPERM" in _as_sidecar(store, *command)
+
+
+def test_a_data_plane_serves_as_its_container_says(store: Rendered) -> None:
+    """The command and the variables of the DaemonSet, in a process: it reaches the store and opens its ports."""
+    container = json.loads((store.folder / "data-plane.json").read_text())
+    assert container["command"][:2] == ["shadowserve-dataplane", "serve"]
+    tls = str(store.folder / "kv-data-plane-tls")
+    words = [word.replace(names.TLS_FOLDER, tls) for word in container["command"][1:]]
+    password = (store.folder / "kv-secrets/store-password").read_text()
+    values = {each["name"]: store.text(each.get("value", "")) for each in container["env"]}
+    values = {name: value.replace("$(STORE_PASSWORD)", password) for name, value in values.items()}
+    ports = {"SHADOWSERVE_PORT": "0", "SHADOWSERVE_METRICS_PORT": "0"}
+    told = store.folder / "ports"
+    command = [sys.executable, "-m", "shadowserve_dataplane.service", *words, "--port-file", str(told)]
+    paths = os.pathsep.join(path for path in sys.path if path)
+    process = subprocess.Popen(command, env={**os.environ, **values, **ports, "PYTHONPATH": paths})
+    try:
+        end = time.monotonic() + 30
+        while not told.exists() and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        assert process.poll() is None, "the data plane does not take its command line"
+        port = int(told.read_text().split()[0])
+        _shake_hands(store, port)
+    finally:
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+
+
+def _shake_hands(store: Rendered, port: int) -> None:
+    """Connect as a sidecar does; without its certificate nobody gets in."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+        if store.transport == "Plaintext":
+            return
+        files = store.folder / "kv-sidecar-tls"
+        context = ssl.create_default_context(cafile=str(files / "ca.crt"))
+        context.load_cert_chain(files / "tls.crt", files / "tls.key")
+        context.set_alpn_protocols(["h2"])
+        with context.wrap_socket(plain, server_hostname="kv-data-plane.default.svc") as encrypted:
+            assert encrypted.version() == "TLSv1.3"
 
 
 def test_the_operator_may(store: Rendered) -> None:

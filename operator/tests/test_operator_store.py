@@ -3,11 +3,11 @@
 What a pod would mount is written to files; the server is a real one, the client is the sidecar's own.
 """
 
+import asyncio
 import json
 import os
 import shutil
 import socket
-import ssl
 import subprocess
 import sys
 import time
@@ -25,6 +25,8 @@ from shadowserve_crds import names
 from shadowserve_dataplane.chunks import ChunkKey
 from shadowserve_dataplane.deadline import Deadline
 from shadowserve_dataplane.errors import StoreRefused
+from shadowserve_dataplane.fetch.remote import PlacementAddress, RemoteDataPlane
+from shadowserve_dataplane.sidecar.remote import channel_credentials
 from shadowserve_dataplane.sidecar.settings import parse_config, store_settings
 from shadowserve_dataplane.store.client import PutOutcome, StoreClient
 from shadowserve_operator.kinds import CONFIG_MAP, DAEMON_SET, SECRET, Ref
@@ -59,12 +61,12 @@ def _free_port() -> int:
 
 
 @pytest.fixture(params=["MutualTLS", "Plaintext"])
-async def rendered(request: pytest.FixtureRequest, tmp_path: Path) -> Rendered:
+def rendered(request: pytest.FixtureRequest, tmp_path: Path) -> Rendered:
     cluster = FakeCluster("default")
     metadata = {"name": "kv", "namespace": "default", "generation": 1}
     spec: dict[str, Any] = {"security": {"transport": request.param}}
     cluster.put({"apiVersion": names.API_VERSION, "kind": "PrefixCache", "metadata": metadata, "spec": spec})
-    await reconcile_prefixcache(cluster, "default", "kv", OperatorSettings(), lambda: datetime.now(UTC))
+    asyncio.run(reconcile_prefixcache(cluster, "default", "kv", OperatorSettings(), lambda: datetime.now(UTC)))
     found = Rendered(tmp_path, _free_port(), request.param)
     for ref, body in cluster.objects.items():
         if ref.kind == SECRET:
@@ -150,23 +152,22 @@ def test_a_data_plane_serves_as_its_container_says(store: Rendered) -> None:
             time.sleep(0.05)
         assert process.poll() is None, "the data plane does not take its command line"
         port = int(told.read_text().split()[0])
-        _shake_hands(store, port)
+        asyncio.run(_attach(store, port))
     finally:
         process.terminate()
         assert process.wait(timeout=20) == 0
 
 
-def _shake_hands(store: Rendered, port: int) -> None:
-    """Connect as a sidecar does; without its certificate nobody gets in."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
-        if store.transport == "Plaintext":
-            return
-        files = store.folder / "kv-sidecar-tls"
-        context = ssl.create_default_context(cafile=str(files / "ca.crt"))
-        context.load_cert_chain(files / "tls.crt", files / "tls.key")
-        context.set_alpn_protocols(["h2"])
-        with context.wrap_socket(plain, server_hostname="kv-data-plane.default.svc") as encrypted:
-            assert encrypted.version() == "TLSv1.3"
+async def _attach(store: Rendered, port: int) -> None:
+    """Attach as the sidecar does: by address, with its certificate, to the name in the data plane's."""
+    placement = parse_config((store.folder / "config.json").read_bytes()).placement
+    credentials = channel_credentials(placement.tls) if placement.tls else None
+    assert (credentials is None) == (store.transport == "Plaintext")
+    plane = RemoteDataPlane(f"127.0.0.1:{port}", credentials, server_name=placement.server_name)
+    try:
+        await plane.attach("sidecar", PlacementAddress("127.0.0.1", 9, bytes(32)))
+    finally:
+        await plane.close()
 
 
 def test_the_operator_may(store: Rendered) -> None:

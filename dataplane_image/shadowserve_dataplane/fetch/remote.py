@@ -42,15 +42,24 @@ class PlacementAddress:
 
 
 class RemoteDataPlane:
-    """One attachment to the data plane at `endpoint` (`host:port`). Not thread-safe: for one event loop."""
+    """One attachment to the data plane at `endpoint` (`host:port`). Not thread-safe: for one event loop.
+
+    With `credentials` its certificate has to be of `server_name`; without that name, of the endpoint's host.
+    """
 
     def __init__(
-        self, endpoint: str, credentials: grpc.ChannelCredentials | None = None, keepalive: float = KEEPALIVE_SECONDS
+        self,
+        endpoint: str,
+        credentials: grpc.ChannelCredentials | None = None,
+        keepalive: float = KEEPALIVE_SECONDS,
+        server_name: str | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.version = ""
         pause = round(keepalive * 1000)
-        options = (*_CHANNEL_OPTIONS, *((name, pause) for name in _PING_OPTIONS))
+        options: tuple[tuple[str, Any], ...] = (*_CHANNEL_OPTIONS, *((name, pause) for name in _PING_OPTIONS))
+        if server_name is not None:
+            options += (("grpc.ssl_target_name_override", server_name),)
         self._channel = (
             grpc.aio.insecure_channel(endpoint, options=options)
             if credentials is None

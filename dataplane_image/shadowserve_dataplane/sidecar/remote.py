@@ -174,7 +174,8 @@ class RemoteAttach:
         """Attach to the data plane at `endpoint`. Raises `NetworkError`, `PeerProtocolError` or `SettingsError`."""
         tls = self._settings.tls
         port = self._listen()
-        plane = RemoteDataPlane(endpoint, channel_credentials(tls) if tls else None)
+        credentials = channel_credentials(tls) if tls else None
+        plane = RemoteDataPlane(endpoint, credentials, server_name=self._settings.server_name)
         try:
             address = PlacementAddress(self._settings.advertised_host or "", port, self._token)
             await plane.attach(socket.gethostname(), address)

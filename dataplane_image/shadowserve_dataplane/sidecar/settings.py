@@ -67,7 +67,8 @@ class Placement(_Section, frozen=True):
 
     `workers`: threads of the pipeline inside the sidecar. `receiver_host`/`receiver_port`: where this sidecar listens
     for what a remote data plane places (port 0 = any free one); `advertised_host`: the name that the data plane is
-    told, None = the address from which this pod reaches it.
+    told, None = the address from which this pod reaches it. `server_name`: the name in the certificates of data planes,
+    which are reached by address; None = the address itself has to be in them.
     """
 
     order: Annotated[list[PlaceName], msgspec.Meta(min_length=1, max_length=2)] = msgspec.field(
@@ -77,6 +78,7 @@ class Placement(_Section, frozen=True):
     receiver_host: NonEmpty = "0.0.0.0"
     receiver_port: Port = 0
     advertised_host: NonEmpty | None = None
+    server_name: NonEmpty | None = None
     tls: TlsFiles | None = None
 
 

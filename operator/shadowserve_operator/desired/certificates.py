@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from shadowserve_crds.prefixcache import PlaceName, PrefixCache, StoreType, Transport
-from shadowserve_operator.desired.config import store_service_name
+from shadowserve_operator.desired.config import data_plane_name, store_service_name
 from shadowserve_operator.desired.labels import Json, labels_of, rendered
 
 AUTHORITY_LIFE = timedelta(days=3650)
@@ -72,8 +72,7 @@ def wanted_certificates(cache: PrefixCache) -> tuple[Wanted, ...]:
             )
         )
     if PlaceName.DPU in cache.spec.placement.order:
-        name = f"{cache.name}-data-plane"
-        found.append(Wanted(f"{name}-tls", (f"{name}.{cache.namespace}.svc",)))
+        found.append(Wanted(f"{cache.name}-data-plane-tls", (data_plane_name(cache),)))
     return tuple(found)
 
 

@@ -31,6 +31,11 @@ def store_service_name(cache: PrefixCache) -> str:
     return f"{cache.name}-store"
 
 
+def data_plane_name(cache: PrefixCache) -> str:
+    """Return the name in the certificates of data planes: they are reached by address, which changes."""
+    return f"{cache.name}-data-plane.{cache.namespace}.svc"
+
+
 def config_map(cache: PrefixCache) -> Json:
     """Return the ConfigMap."""
     body = {
@@ -77,6 +82,7 @@ def sidecar_config(cache: PrefixCache) -> Json:
         config["saltFile"] = f"{SECRETS_FOLDER}/salt"
     if spec.security.transport is Transport.MUTUAL_TLS:
         placement["tls"] = tls_files()
+        placement["serverName"] = data_plane_name(cache)
     return config
 
 

@@ -8,10 +8,11 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import time
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +30,9 @@ from shadowserve_dataplane.fetch.remote import PlacementAddress, RemoteDataPlane
 from shadowserve_dataplane.sidecar.remote import channel_credentials
 from shadowserve_dataplane.sidecar.settings import parse_config, store_settings
 from shadowserve_dataplane.store.client import PutOutcome, StoreClient
+from shadowserve_operator import pki
+from shadowserve_operator.desired.certificates import Wanted, files_of
+from shadowserve_operator.desired.store import renewal_script
 from shadowserve_operator.kinds import CONFIG_MAP, DAEMON_SET, SECRET, Ref
 from shadowserve_operator.reconcile import reconcile_prefixcache
 from shadowserve_operator.settings import OperatorSettings
@@ -168,6 +172,49 @@ async def _attach(store: Rendered, port: int) -> None:
         await plane.attach("sidecar", PlacementAddress("127.0.0.1", 9, bytes(32)))
     finally:
         await plane.close()
+
+
+def test_a_renewed_certificate_counts_without_a_restart(store: Rendered) -> None:
+    if store.transport == "Plaintext":
+        return
+    tls, other = store.folder / "kv-store-tls", store.folder / "kv-data-plane-tls"
+    assert _CLIENT is not None
+    script = store.text(renewal_script(_CLIENT, 1)).replace(names.TLS_FOLDER, str(tls))
+    script = script.replace(f"-p {names.STORE_PORT}", f"-p {store.port}")
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            end = time.monotonic() + 20
+            assert process.stdout.readline() == "watching the certificate\n"
+            # another certificate of the same authority, for the same name: signed for the store anew
+            authority = pki.read(files_of({"data": _encoded(store.folder / "kv-authority")}))
+            assert authority is not None
+            wanted = Wanted("kv-store-tls", ("kv-store.default.svc", "localhost"))
+            fresh = pki.issue(wanted, authority, datetime.now(UTC))
+            (tls / "tls.key").write_bytes(fresh.key)
+            (tls / "tls.crt").write_bytes(fresh.certificate)
+            while fresh.certificate != _shown(store, other) and time.monotonic() < end:
+                time.sleep(0.2)
+            assert _shown(store, other) == fresh.certificate
+        finally:
+            process.terminate()
+
+
+def _encoded(folder: Path) -> dict[str, str]:
+    return {file.name: b64encode(file.read_bytes()).decode() for file in folder.iterdir()}
+
+
+def _shown(store: Rendered, own: Path) -> bytes:
+    """Return the certificate that the store shows."""
+    context = ssl.create_default_context(cafile=str(own / "ca.crt"))
+    context.load_cert_chain(own / "tls.crt", own / "tls.key")
+    with (
+        socket.create_connection(("127.0.0.1", store.port), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as encrypted,
+    ):
+        shown = encrypted.getpeercert(binary_form=True)
+    assert shown is not None
+    return ssl.DER_cert_to_PEM_cert(shown).encode()
 
 
 def test_the_operator_may(store: Rendered) -> None:

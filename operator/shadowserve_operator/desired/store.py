@@ -6,6 +6,7 @@ from shadowserve_crds.quantities import Quantity
 from shadowserve_operator.desired.config import admin_secret_name, store_service_name
 from shadowserve_operator.desired.labels import Json, digest, labels_of, rendered, selector_of
 from shadowserve_operator.desired.pods import restricted, tolerant_anti_affinity
+from shadowserve_operator.desired.secrets import ADMIN_USER
 from shadowserve_operator.settings import OperatorSettings
 
 _COMPONENT = "store"
@@ -14,6 +15,7 @@ _POLICIES = {Eviction.LEAST_FREQUENTLY_USED: "allkeys-lfu", Eviction.LEAST_RECEN
 _OVERHEAD_PARTS = 4
 """A quarter more than the chunks: replies under way, fragmentation, the server itself."""
 _USER = 999
+_RENEWAL_SECONDS = 30
 
 
 def store_objects(cache: PrefixCache, settings: OperatorSettings) -> list[Json]:
@@ -158,12 +160,47 @@ def _pod(cache: PrefixCache, managed: ManagedStore, settings: OperatorSettings) 
         "securityContext": restricted(_USER),
         "volumeMounts": mounts,
     }
+    containers = [container, _renewal(container)] if _encrypted(cache) else [container]
     return {
         "affinity": tolerant_anti_affinity(selector_of(cache.name, _COMPONENT)),
         "automountServiceAccountToken": False,
-        "containers": [container],
+        "containers": containers,
         "securityContext": {"fsGroup": _USER},
         "volumes": volumes,
+    }
+
+
+def renewal_script(client: str, seconds: int) -> str:
+    """Return a shell script that has the server read its certificate again whenever the file has changed.
+
+    Valkey reads it once; a restart would empty the cache. `client` is the command line client.
+    """
+    files = [f"{names.TLS_FOLDER}/{name}" for name in ("tls.crt", "tls.key", "ca.crt")]
+    login = f"--tls --cert {files[0]} --key {files[1]} --cacert {files[2]} --user {ADMIN_USER} -p {names.STORE_PORT}"
+    change = f"config set tls-cert-file {files[0]} tls-key-file {files[1]} tls-ca-cert-file {files[2]}"
+    return (
+        "trap 'exit 0' TERM\n"  # the first process of a container ignores the signal otherwise
+        f"seen=$(cksum {' '.join(files)})\n"
+        "echo watching the certificate\n"
+        f"while sleep {seconds} & wait $!; do\n"
+        f"  now=$(cksum {' '.join(files)})\n"
+        '  [ "$now" = "$seen" ] && continue\n'
+        f"  export REDISCLI_AUTH=$(cat {_SECRETS_FOLDER}/admin-password)\n"
+        f'  [ "$({client} -h localhost {login} {change})" = OK ] && seen=$now && echo certificate read again\n'
+        "done\n"
+    )
+
+
+def _renewal(server: Json) -> Json:
+    """Return the container that runs the script, beside the server's and with the same files."""
+    amounts = {"cpu": "10m", "memory": "16Mi"}
+    return {
+        "name": "certificates",
+        "image": server["image"],
+        "command": ["sh", "-c", renewal_script("valkey-cli", _RENEWAL_SECONDS)],
+        "resources": {"requests": amounts, "limits": dict(amounts)},
+        "securityContext": restricted(_USER),
+        "volumeMounts": [mount for mount in server["volumeMounts"] if mount["name"] in ("secrets", "tls")],
     }
 
 

@@ -6,7 +6,7 @@ import typer
 
 from shadowserve_dataplane import __version__
 
-_PARTS = {"chunk": "shadowserve_cli.chunk", "testbed": "shadowserve_testbed.cli"}
+_PARTS = {"chunk": "shadowserve_cli.chunk", "plan": "shadowserve_cli.plan", "testbed": "shadowserve_testbed.cli"}
 """Commands by the module whose `application` they are; absent where that part's requirements are not installed."""
 
 application = typer.Typer(add_completion=False, no_args_is_help=True)

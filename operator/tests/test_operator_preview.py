@@ -32,3 +32,25 @@ def test_what_cannot_be_parsed_is_refused_in_words() -> None:
     assert "refused: PrefixCache kv: spec.codec.tier" in plan(HEAD + "spec: {codec: {tier: Huge}}\n")
     with pytest.raises(SettingsError, match="not YAML"):
         plan("{")
+
+
+POOL = """
+---
+apiVersion: shadowserve.io/v1alpha1
+kind: InferencePool
+metadata: {name: chat}
+spec:
+  model: {name: small, source: {type: HuggingFace, huggingFace: {repository: org/small}}}
+  engine: {image: "vllm:1"}
+  cacheRef: {name: kv}
+"""
+
+
+def test_a_pool_is_planned_with_the_cache_of_its_file() -> None:
+    assert "  create Deployment chat: it does not exist" in plan(POOL + "---\n" + HEAD).splitlines()
+
+
+def test_a_pool_without_its_cache_waits_for_it() -> None:
+    told = plan(POOL)
+    assert "create Deployment" not in told
+    assert "not possible: PrefixCache kv is not in this file" in told

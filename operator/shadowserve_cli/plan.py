@@ -1,0 +1,26 @@
+"""`shadowserve plan`: what the operator would do about manifests, without touching or needing a cluster."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shadowserve_operator.errors import SettingsError
+from shadowserve_operator.preview import preview
+from shadowserve_operator.settings import OperatorSettings
+
+application = typer.Typer(invoke_without_command=True)
+
+
+@application.callback()
+def plan(
+    file: Annotated[Path, typer.Option("--file", "-f", exists=True, dir_okay=False, help="YAML with the resources.")],
+) -> None:
+    """Print what the operator would make of the resources in a file, and what it would refuse."""
+    try:
+        typer.echo(preview(file.read_text(), OperatorSettings.read(os.environ), datetime.now(UTC)))
+    except SettingsError as error:
+        typer.echo(f"shadowserve plan: {error}", err=True)
+        raise typer.Exit(2) from error

@@ -66,6 +66,10 @@ class Story:
         labels = {} if result is None else {"result": result}
         return self.stack.sidecars["b"].metrics().total("shadowserve_fetches_total", **labels)
 
+    def stored_bytes(self) -> float:
+        """Return how many bytes B has put into the store."""
+        return self.stack.sidecars["b"].metrics().total("shadowserve_stored_bytes_total")
+
     def chunk(self, keys: set[bytes], first: bool = False) -> bytes:
         """Return one of the keys: of the chunk that begins the context, or of another one."""
         client = self.stack.store.client()

@@ -3,6 +3,7 @@
 import copy
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,14 @@ from shadowserve_testbed.api_server import ESTABLISHED, ApiServer, KubectlError
 
 pytestmark = pytest.mark.timeout(1800)  # the first time, the API server is built
 _GATEWAY = "sigs.k8s.io/gateway-api-inference-extension@v1.1.0"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _tidy(api: ApiServer) -> Iterator[None]:
+    yield
+    for kind in KINDS:
+        where = ["--all-namespaces"] if kind.namespaced else []
+        api.kubectl("delete", f"{kind.plural}.shadowserve.io", "--all", *where)
 
 
 def test_every_valid_sample_is_taken(api: ApiServer) -> None:

@@ -23,8 +23,8 @@ STORE = ChunkStore(5, "s", (KEYS[3],), (40, 41, 42, 43), first=True)
 class Engine:
     """The worker half as the engine drives it."""
 
-    def __init__(self, socket: str, **settings: float) -> None:
-        self.cache = FakeCache()
+    def __init__(self, socket: str, cache: FakeCache | None = None, **settings: float) -> None:
+        self.cache = cache or FakeCache()
         self.worker = WorkerHalf(ConnectorSettings(socket, **settings), hello(), SHAPE)  # type: ignore[arg-type]
         self.worker.register(self.cache)
         self.freed: set[str] = set()
@@ -273,4 +273,48 @@ def test_a_buffer_too_small_for_a_chunk_is_not_used(
     engine = Engine(socket)
     wait_until(lambda: "a chunk needs" in caplog.text, "the reason in the log")
     assert not engine.worker.connected
+    engine.worker.close()
+
+
+class BrokenCache(FakeCache):
+    """A cache whose device fails."""
+
+    def scatter(self, image: object, span: object) -> None:
+        raise MemoryError("out of device memory")
+
+    def gather(self, span: object, values: memoryview) -> None:
+        raise MemoryError("out of device memory")
+
+
+class UncompiledCache(FakeCache):
+    """A cache whose kernels cannot be made."""
+
+    def prepare(self) -> None:
+        raise RuntimeError("no compiler")
+
+
+def test_a_device_that_fails_costs_the_chunk_and_not_the_request(socket: str, stub: StubSidecar) -> None:
+    engine = Engine(socket, cache=BrokenCache())
+    wait_until(lambda: engine.worker.connected, "a session")
+    for load in (1, 2):
+        engine.loaded.clear()
+        engine.step(StepPlan(loads=(LoadPlan(load, "r", LOAD.chunks),)))
+        engine.step_until("the load", lambda: engine.loaded)
+        assert engine.failed == set(range(10, 22))
+    assert sum(len(release.slots) for release in stub.wait_for(Release, 6)) == 6
+    engine.step(StepPlan(stores=(STORE,)))
+    engine.step_until("the store dropped", lambda: engine.report.dropped)
+    assert engine.report.dropped == {5}
+    assert not stub.of(Store)
+    engine.worker.close()
+
+
+def test_kernels_that_cannot_be_made_mean_that_the_engine_computes(socket: str, stub: StubSidecar) -> None:
+    engine = Engine(socket, cache=UncompiledCache())
+    wait_until(lambda: engine.worker.connected, "a session")
+    wait_until(lambda: not engine.worker.can_copy, "the failure")
+    engine.step(StepPlan(loads=(LOAD,)))
+    engine.step_until("the load", lambda: engine.loaded)
+    assert engine.failed == set(range(10, 22))
+    assert not stub.of(Fetch), "nothing is fetched that could not be used"
     engine.worker.close()

@@ -139,7 +139,7 @@ class DataPlaneProcess:
         self._ports.unlink(missing_ok=True)
         command = [str(self._python), "-m", "shadowserve_dataplane.service", "serve", "--store", self._store_url]
         ports = ["--host", HOST, "--port", "0", "--metrics-port", "0", "--port-file", str(self._ports)]
-        options = ["--workers", str(self._workers), "--max-chunk-bytes", str(32 << 20)]
+        options = ["--workers", str(self._workers)]
         program = Program("data plane", [*command, *ports, *options], self._folder / "dataplane.log")
         program.wait_ready(self._ports.exists, _PART_SECONDS)
         return program

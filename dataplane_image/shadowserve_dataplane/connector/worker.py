@@ -88,6 +88,11 @@ class WorkerHalf:
         """Whether there is a sidecar to talk to."""
         return self._client.session is not None
 
+    @property
+    def can_copy(self) -> bool:
+        """Whether chunks can be copied to and from the engine's cache."""
+        return self._copies is not None
+
     # The engine's thread.
 
     def register(self, copies: PagedCopy) -> None:
@@ -118,6 +123,8 @@ class WorkerHalf:
                 self._stores.waiting[store.store] = store
             if self._session is None or self._session.staging is None:
                 self._drop(self._stores.drop(lambda store: True), "no_sidecar")
+            elif self._copies is None:
+                self._drop(self._stores.drop(lambda store: True), "cannot_copy")
             self._changed.notify_all()
 
     def end_step(self, plan: StepPlan) -> tuple[set[str], set[str]]:
@@ -167,9 +174,9 @@ class WorkerHalf:
 
     def _begin_load(self, plan: LoadPlan, now: float) -> None:
         session = self._session
-        if session is None or session.landing is None:
+        if session is None or session.landing is None or self._copies is None:
             self._loads.begin(plan, now)
-            self._counts["load_no_sidecar"] += 1
+            self._counts["load_no_sidecar" if self._copies is not None else "load_cannot_copy"] += 1
             return
         allowed_ms = session.welcome.fetch_deadline_ms
         self._loads.begin(plan, now + allowed_ms / 1e3 + _DEADLINE_GRACE)
@@ -262,9 +269,16 @@ class WorkerHalf:
     # The copier's thread.
 
     def prepare(self) -> None:
-        """Make the copies ready to run."""
-        if self._copies is not None:
+        """Make the copies ready to run; if that fails nothing is loaded or stored, and the engine computes."""
+        if self._copies is None:
+            return
+        try:
             self._copies.prepare()
+        except Exception:  # of a compiler or a device: the engine must go on without us
+            _log.exception("KV chunks cannot be copied here: the engine computes every prompt itself")
+            with self._changed:
+                self._copies = None
+                self._drop(self._stores.drop(lambda store: True), "cannot_copy")
 
     def take(self) -> Callable[[], None] | None:
         """Return the next copy: a landed chunk, else a store for which there is a free staging slot."""
@@ -302,16 +316,30 @@ class WorkerHalf:
         except (ChunkDamaged, IndexError) as error:
             self._say_once("damaged", "a landed KV chunk is damaged, the engine computes it: %s", error)
             return ChunkOutcome.DAMAGED
+        except Exception as error:  # of a device or its driver: this thread must live on, whatever happened to a chunk
+            self._say_once("scatter", "a KV chunk could not be scattered, the engine computes it: %r", error)
+            return ChunkOutcome.PLACE_ERROR
         return ChunkOutcome.LANDED
 
+    def _copy_out(self, session: _Session, slot: int, span: BlockSpan) -> bool:
+        if session.staging is None or self._copies is None:
+            return False
+        try:
+            self._copies.gather(span, session.staging.slot(slot))
+        except Exception as error:  # as above
+            self._say_once("gather", "a KV chunk could not be read, it is not stored: %r", error)
+            return False
+        return True
+
     def _gather(self, session: _Session, slot: int, store: ChunkStore) -> None:
-        if session.staging is not None and self._copies is not None:
-            self._copies.gather(BlockSpan(store.blocks), session.staging.slot(slot))
+        copied = self._copy_out(session, slot, BlockSpan(store.blocks))
         with self._changed:
             sound = self._stores.settle(store.store)
             if sound:
                 self._read[store.store] = 1
-            handed_over = sound and session is self._session
+            handed_over = sound and copied and session is self._session
+            if not copied:
+                self._counts["store_dropped_copy_failed"] += 1
             if handed_over:
                 self._at_sidecar[slot] = store.store
             else:

@@ -10,7 +10,7 @@ import typer
 
 from shadowserve_dataplane import __version__
 from shadowserve_dataplane.errors import SettingsError
-from shadowserve_dataplane.service.settings import DataPlaneSettings, tls_files
+from shadowserve_dataplane.service.settings import DEFAULT_MAX_CHUNK_BYTES, DataPlaneSettings, tls_files
 from shadowserve_dataplane.store.settings import StoreSettings
 
 _SWITCH_INTERVAL = 0.0005
@@ -56,7 +56,7 @@ def serve(  # noqa: PLR0913 - one parameter an option is how typer reads a comma
     ] = 4,
     max_chunk_bytes: Annotated[
         int, typer.Option(envvar="SHADOWSERVE_MAX_CHUNK_BYTES", min=4096, help="Largest chunk that is accepted.")
-    ] = 16 << 20,
+    ] = DEFAULT_MAX_CHUNK_BYTES,
     drain_seconds: Annotated[float, typer.Option(min=0, help="How long jobs may still run after SIGTERM.")] = 10.0,
     tls_certificate: Annotated[Path | None, typer.Option(help="PEM certificate; turns on mutual TLS.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM key of that certificate.")] = None,

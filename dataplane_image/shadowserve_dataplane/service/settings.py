@@ -6,6 +6,9 @@ from pathlib import Path
 from shadowserve_dataplane.errors import SettingsError
 from shadowserve_dataplane.store.settings import StoreSettings
 
+DEFAULT_MAX_CHUNK_BYTES = 64 << 20
+"""Holds a lossless chunk of models with up to a third of a megabyte of KV a token; memory is used only when it is."""
+
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
@@ -27,7 +30,7 @@ class DataPlaneSettings:
     port_file: Path | None = None
     workers: int = 2
     shards: int = 4
-    max_chunk_bytes: int = 16 << 20
+    max_chunk_bytes: int = DEFAULT_MAX_CHUNK_BYTES
     drain_seconds: float = 10.0
     tls: TlsFiles | None = None
 

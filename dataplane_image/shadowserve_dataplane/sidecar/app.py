@@ -76,7 +76,8 @@ class Sidecar:
             metrics,
         )
         link = StoreLink(Setup(config, str(buffers.staging.path)))
-        self._stores = StoreQueue(buffers.staging, link, self._tell, lambda: self._fetches.unfinished, metrics)
+        unfinished, spoiled = (lambda: self._fetches.unfinished), self._fetches.spoiled
+        self._stores = StoreQueue(buffers.staging, link, self._tell, unfinished, metrics, spoiled)
         self._conversation = Conversation(
             Sessions(lambda: secrets.randbits(_SESSION_BITS)),
             Terms(limits.lookup_deadline_ms, limits.fetch_deadline_ms, config.isolation, namespace_salt(config)),

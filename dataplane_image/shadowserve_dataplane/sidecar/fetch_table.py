@@ -38,6 +38,7 @@ class Settled:
     session: Session
     job: int
     index: int
+    key: ChunkKey
     ref: SlotRef | None
     finished: Finished | None
 
@@ -189,4 +190,4 @@ class FetchTable:
         finished = job.settle(outcome)
         if finished is not None:
             del self._jobs[job.name]
-        return Settled(job.session, job.number, index, ref, finished)
+        return Settled(job.session, job.number, index, job.keys[index], ref, finished)

@@ -24,6 +24,7 @@ from shadowserve_dataplane.sidecar.fetch_table import FetchTable, Settled
 from shadowserve_dataplane.sidecar.landing_slots import owner_of
 from shadowserve_dataplane.sidecar.metrics import SidecarMetrics
 from shadowserve_dataplane.sidecar.sessions import Session
+from shadowserve_dataplane.sidecar.spoiled import SpoiledKeys
 from shadowserve_dataplane.sidecar.switch import Choice, Place
 
 MAX_JOBS = 4096
@@ -65,11 +66,12 @@ class FetchLimits:
 
 
 class Fetches:
-    """The fetch jobs of all sessions."""
+    """The fetch jobs of all sessions; `spoiled` are the keys that turned out to hold nothing of use."""
 
     def __init__(
         self, landing: LandingBuffer, places: FetchPlaces, limits: FetchLimits, tell: Tell, metrics: SidecarMetrics
     ) -> None:
+        self.spoiled = SpoiledKeys()
         self._landing = landing
         self._places = places
         self._limits = limits
@@ -127,6 +129,7 @@ class Fetches:
         """Take in what became of a chunk; late news of a chunk that was given up only frees its slot."""
         settled = self._table.settle(result.job, result.index, result.outcome)
         if settled is not None:
+            self.spoiled.fetched(settled.key, result.outcome)
             self._answer(settled, result.outcome, result.detail)
             if result.outcome is ChunkOutcome.LANDED:
                 self._metrics.landed(result.encoded_bytes, result.values_bytes)

@@ -25,7 +25,10 @@ class Setup(msgspec.Struct, frozen=True, tag="setup"):
 
 
 class Work(msgspec.Struct, frozen=True, tag="work"):
-    """Store the chunk that lies at `offset` of the staging file; shape fields as in `KvShape`."""
+    """Store the chunk that lies at `offset` of the staging file; shape fields as in `KvShape`.
+
+    `replace`: what the store has under this key is of no use.
+    """
 
     offset: int
     key: bytes
@@ -35,6 +38,7 @@ class Work(msgspec.Struct, frozen=True, tag="work"):
     head_dim: int
     dtype: KvDtype
     tokens: int
+    replace: bool = False
 
 
 class Encoded(msgspec.Struct, frozen=True, tag="encoded"):

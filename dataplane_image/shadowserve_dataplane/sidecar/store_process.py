@@ -45,7 +45,7 @@ class StoreProcess:
     def _chunk(self, work: Work) -> StagedChunk:
         shape = KvShape(work.layers, work.kv_heads, work.head_dim, work.dtype, work.tokens)
         values = self._staging[work.offset : work.offset + shape.values_bytes]
-        return StagedChunk(ChunkKey(work.key), shape, work.first, values)
+        return StagedChunk(ChunkKey(work.key), shape, work.first, values, work.replace)
 
     def _confirmed(self) -> bool:
         self._say(Encoded())

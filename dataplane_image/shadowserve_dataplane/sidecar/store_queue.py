@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from shadowserve_dataplane.chunks import ChunkKey
 from shadowserve_dataplane.connector.messages import FromSidecar, Store, Stored
 from shadowserve_dataplane.errors import NetworkError
 from shadowserve_dataplane.sidecar.metrics import SidecarMetrics
 from shadowserve_dataplane.sidecar.quiet_log import QuietLog
 from shadowserve_dataplane.sidecar.sessions import Session
+from shadowserve_dataplane.sidecar.spoiled import SpoiledKeys
 from shadowserve_dataplane.sidecar.staging import StagingBuffer
 from shadowserve_dataplane.sidecar.store_messages import Done, Work
 from shadowserve_dataplane.sidecar.store_policy import DropReason, Load, reason_to_drop
@@ -52,7 +54,9 @@ class StoreQueue:
         tell: Callable[[Session, FromSidecar], None],
         fetches: Callable[[], int],
         metrics: SidecarMetrics,
+        spoiled: SpoiledKeys | None = None,
     ) -> None:
+        self._spoiled = spoiled or SpoiledKeys()
         self._staging = staging
         self._link = link
         self._tell = tell
@@ -120,7 +124,8 @@ class StoreQueue:
             return Done(DropReason.SHUTDOWN)
         shape, message = queued.session.shape, queued.message
         extents = (shape.layers, shape.kv_heads, shape.head_dim, shape.dtype, shape.tokens)
-        work = Work(self._staging.offset(message.slot), message.key, message.first, *extents)
+        replace = ChunkKey(message.key) in self._spoiled
+        work = Work(self._staging.offset(message.slot), message.key, message.first, *extents, replace)
         try:
             return await self._link.store(work, lambda: not queued.revoked)
         except NetworkError as error:
@@ -136,6 +141,7 @@ class StoreQueue:
             self._quiet.warning(done.outcome, f"a chunk was not stored: {done.outcome}: {done.detail}")
         elif done.encoded_bytes:
             self._metrics.stored(done.encoded_bytes)
+            self._spoiled.replaced(ChunkKey(queued.message.key))
         if not queued.revoked:
             outcome = done.outcome if stored else f"dropped:{done.outcome}"
             self._tell(queued.session, Stored(queued.message.slot, outcome))

@@ -16,12 +16,16 @@ from shadowserve_dataplane.store.client import PutOutcome
 
 @dataclass(frozen=True, slots=True)
 class StagedChunk:
-    """A chunk in a staging slot; `values` are canonical, `first` says whether it begins a context."""
+    """A chunk in a staging slot; `values` are canonical, `first` says whether it begins a context.
+
+    `replace`: also if the store has something under its key.
+    """
 
     key: ChunkKey
     shape: KvShape
     first: bool
     values: memoryview
+    replace: bool = False
 
 
 class PutsChunks(Protocol):
@@ -31,8 +35,8 @@ class PutsChunks(Protocol):
         """Return whether the chunk is there."""
         ...
 
-    async def put(self, key: ChunkKey, value: memoryview, deadline: Deadline) -> PutOutcome:
-        """Put the chunk unless it is there."""
+    async def put(self, key: ChunkKey, value: memoryview, deadline: Deadline, replace: bool = False) -> PutOutcome:
+        """Put the chunk, with `replace` also if one is there."""
         ...
 
 
@@ -55,12 +59,12 @@ class StoreSteps:
 
     async def _store(self, chunk: StagedChunk, client: PutsChunks, confirm: Callable[[], bool]) -> Done:
         deadline = Deadline.after(self._allowed)
-        if await client.present(chunk.key, deadline):
+        if not chunk.replace and await client.present(chunk.key, deadline):
             return Done(PutOutcome.PRESENT)
         encoded = self._encoder_for(chunk.shape).encode(chunk.values, chunk.key, chunk.first)
         if not confirm():
             return Done(DropReason.SHUTDOWN, detail="its engine is gone")
-        put = await client.put(chunk.key, encoded, deadline)
+        put = await client.put(chunk.key, encoded, deadline, chunk.replace)
         return Done(put, len(encoded) if put is PutOutcome.STORED else 0)
 
     def _encoder_for(self, shape: KvShape) -> Encoder:

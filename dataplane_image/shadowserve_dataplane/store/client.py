@@ -78,13 +78,18 @@ class StoreClient:
         """Return whether the chunk is there now."""
         return (await self.exists([key], deadline))[0]
 
-    async def put(self, key: ChunkKey, value: bytes | bytearray | memoryview, deadline: Deadline) -> PutOutcome:
+    async def put(
+        self, key: ChunkKey, value: bytes | bytearray | memoryview, deadline: Deadline, replace: bool = False
+    ) -> PutOutcome:
         """Store a chunk unless one is there already, with the time to live of the settings; says which it was.
+
+        With `replace` it is stored in any case: what is there is of no use.
 
         The value is copied first: a put that is given up never sends what the caller next writes into its buffer.
         """
         name = store_key(key)
-        words: tuple[bytes | str, ...] = ("SET", name, bytes(value), "NX")
+        words: tuple[bytes | str, ...] = ("SET", name, bytes(value))
+        words += () if replace else ("NX",)
         if self._settings.time_to_live is not None:
             words += ("PX", str(math.ceil(self._settings.time_to_live * 1000)))
         command = _Command(name, words)

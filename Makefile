@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 LAB := PYTHONPATH=e2e_tests $(PYTHON) -m shadowserve_lab
 DEV := $(LAB) run --with dev
-STACK := $(LAB) run --with dev --with engine --with model --with store
+STACK := $(LAB) run --with store --with dev --with engine --with model
 
 .PHONY: help setup check test unit engine-test cluster-test soak demo-local generate format bench bench-ttft bench-codec clean
 
@@ -25,7 +25,7 @@ check: ## Lint, types, import contracts, generated code: what CI runs first, und
 test: check unit engine-test cluster-test ## Everything, on a fresh machine too: checks, unit tests, stories
 
 unit: ## Tests that need no engine: formats, store, pipeline, data plane, sidecar
-	@$(LAB) run --with dev --with store python -m pytest -m "not engine" $(ARGS)
+	@$(LAB) run --with store --with dev python -m pytest -m "not engine" $(ARGS)
 
 engine-test: ## Tests inside the engine's environment, then stories with real vLLM engines
 	@$(STACK) sh -c '"$$SHADOWSERVE_LAB_ENGINE/bin/python" -m pytest -m engine dataplane_image/tests $(ARGS)'

@@ -67,6 +67,7 @@ def engine(**changes: Any) -> tuple[SimpleNamespace, SimpleNamespace]:
         tensor_parallel_size=2,
         pipeline_parallel_size=changes.pop("pipeline", 1),
         decode_context_parallel_size=changes.pop("decode_context", 1),
+        data_parallel_size=changes.pop("data_parallel", 1),
     )
     cache = SimpleNamespace(cache_dtype=changes.pop("cache_dtype", "auto"))
     assert not changes
@@ -87,6 +88,7 @@ def test_a_fit_engine_is_described() -> None:
         ({"groups": 2}, "--disable-hybrid-kv-cache-manager"),
         ({"spec": SlidingWindowSpec}, "SlidingWindowSpec"),
         ({"block_size": 96}, "--block-size"),
+        ({"data_parallel": 2}, "--data-parallel-size 1"),
         ({"pipeline": 2}, "--pipeline-parallel-size 1"),
         ({"decode_context": 2}, "--decode-context-parallel-size 1"),
         ({"cache_dtype": "fp8_e4m3"}, "--kv-cache-dtype auto"),

@@ -33,6 +33,14 @@ class Figures:
         """How many bytes of KV one byte on the wire restored."""
         return self.kv_bytes / self.wire_bytes if self.wire_bytes else 0.0
 
+    def disappointment(self, exact: bool) -> str:
+        """Return what did not go as it should, nothing if it did; `exact`: the answers have to be equal."""
+        if not self.remote_hit.external_tokens:
+            return "B took nothing from the store: see the logs of its sidecar and of the data plane"
+        if exact and not (self.remote_hit.tokens_equal and self.partial_hit.tokens_equal):
+            return f"B's answer from what A computed differs, which tier {self.tier} should not do to this text"
+        return ""
+
     def as_json(self) -> dict[str, object]:
         """Return the figures under the names that scripts rely on."""
         return {

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from shadowserve_lab.home import PINS, Artifact, Home
@@ -59,13 +60,27 @@ class Setup:
         command = "apt-get update && apt-get install --no-install-recommends -y redis-server"
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
             raise SetupError(f"no Valkey or Redis server is installed. As root: {command}")
-        self._home.say("installing redis-server with apt-get")
+        self._install_system_package("redis-server", command)
+        return self.store_server()
+
+    def _install_system_package(self, name: str, command: str) -> None:
+        self._home.say(f"installing {name} with apt-get")
         quiet = {**os.environ, "RUNLEVEL": "1", "DEBIAN_FRONTEND": "noninteractive"}  # RUNLEVEL 1: do not start it
         _run(["sh", "-c", f"({command}) >&2"], quiet)
-        return self.store_server()
+
+    def _require_venv(self) -> None:
+        """Make sure that Python can make environments: Debian keeps that in a package of its own."""
+        if find_spec("ensurepip") is not None:
+            return
+        package = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
+        command = f"apt-get update && apt-get install --no-install-recommends -y {package}"
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            raise SetupError(f"this Python cannot make environments. As root: {command}")
+        self._install_system_package(package, command)
 
     def _uv(self) -> str:
         def build(folder: Path) -> None:
+            self._require_venv()
             _run([sys.executable, "-m", "venv", str(folder)])
             _run([str(folder / "bin/python"), "-m", "pip", "install", "--quiet", UV])
 
@@ -134,5 +149,5 @@ def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> N
 
 
 def parts(setup: Setup) -> dict[str, Callable[[], object]]:
-    """Return what can be asked for by name."""
-    return {"dev": setup.dev, "engine": setup.engine, "model": setup.model, "store": setup.store_server}
+    """Return what can be asked for by name; first what may need somebody else's hand, before anything is downloaded."""
+    return {"store": setup.store_server, "dev": setup.dev, "engine": setup.engine, "model": setup.model}

@@ -125,9 +125,14 @@ class DataPlaneProcess:
         """host:port of its gRPC service."""
         return f"{HOST}:{self._ports.read_text().split()[0]}"
 
+    @property
+    def metrics_url(self) -> str:
+        """Where its metrics are."""
+        return f"http://{HOST}:{self._ports.read_text().split()[1]}/metrics"
+
     def metrics(self) -> Metrics:
         """Return its metrics as they are now."""
-        return Metrics.scrape(f"http://{HOST}:{self._ports.read_text().split()[1]}/metrics")
+        return Metrics.scrape(self.metrics_url)
 
     def restart(self, store_url: str | None = None) -> None:
         """Start it again, at another port; `store_url`: with another store."""
@@ -164,9 +169,14 @@ class SidecarProcess:
         fresh.write_text(endpoint or "")
         fresh.rename(self.endpoint_file)
 
+    @property
+    def metrics_url(self) -> str:
+        """Where its metrics are."""
+        return f"http://{HOST}:{(self._folder / 'metrics.port').read_text().strip()}/metrics"
+
     def metrics(self) -> Metrics:
         """Return its metrics as they are now."""
-        return Metrics.scrape(f"http://{HOST}:{(self._folder / 'metrics.port').read_text().strip()}/metrics")
+        return Metrics.scrape(self.metrics_url)
 
     def restart(self, changes: dict[str, object] | None = None, main: Sequence[str] | None = None) -> None:
         """Start it again; `changes` go into config.json first, `main` replaces the program (for tests)."""

@@ -9,7 +9,7 @@ from shadowserve_dataplane.connector.messages import Buffer
 
 @dataclass(frozen=True, slots=True)
 class MappedBuffer:
-    """A mapped file; slot `i` lies at `offset + i * slot_bytes`. Unmapped when the last view of it is gone."""
+    """A mapped file; slot `i` lies at `i * slot_bytes`. Unmapped when the last view of it is gone."""
 
     slots: tuple[int, ...]
     slot_bytes: int

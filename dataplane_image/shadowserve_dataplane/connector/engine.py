@@ -75,6 +75,11 @@ def _check_flags(transfer: Any, parallel: Any, cache: Any) -> None:
     for flag in ("pipeline_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size"):
         if getattr(parallel, flag, 1) != 1:
             raise ValueError(f"KV chunks hold all layers and tokens of a rank; set --{flag.replace('_', '-')} 1")
+    if getattr(parallel, "data_parallel_size", 1) > 1 or getattr(parallel, "data_parallel_index", 0) > 0:
+        raise ValueError(
+            "data-parallel ranks of one server would drive each other out of the sidecar; set --data-parallel-size 1 "
+            "and run one server, with its own sidecar, for every rank"
+        )
     if str(cache.cache_dtype).startswith("fp8"):
         raise ValueError("an fp8 KV cache depends on scales that chunks do not hold; set --kv-cache-dtype auto")
 

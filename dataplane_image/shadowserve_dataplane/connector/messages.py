@@ -34,7 +34,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 
 
 class Buffer(msgspec.Struct, frozen=True):
-    """A file to map: slot `i` is at `offset + i * slot_bytes`. `slots` lists those that this connector half may use."""
+    """A file to map: slot `i` is at `i * slot_bytes`. `slots` lists those that this connector half may use."""
 
     path: str
     bytes: int

@@ -20,6 +20,7 @@ check: ## Lint, types, import contracts, generated code: what CI runs first, und
 	@$(DEV) lint-imports
 	@$(DEV) python -m shadowserve_dataplane.fetch.generate --check
 	@$(DEV) python -m shadowserve_crds.generate --check
+	@$(DEV) python -m shadowserve_operator.install --check
 	@$(DEV) mypy
 
 test: check unit engine-test cluster-test ## Everything, on a fresh machine too: checks, unit tests, stories
@@ -32,7 +33,7 @@ engine-test: ## Tests inside the engine's environment, then stories with real vL
 	@$(STACK) python -m pytest --timeout 600 e2e_tests/test_e2e_hits.py e2e_tests/test_e2e_faults.py $(ARGS)
 
 cluster-test: ## Stories with a real API server, built from Go modules on first use (some minutes)
-	@$(DEV) python -m pytest e2e_tests/test_e2e_crds.py e2e_tests/test_e2e_rendered.py e2e_tests/test_e2e_admission.py e2e_tests/test_e2e_operator.py $(ARGS)
+	@$(DEV) python -m pytest e2e_tests/test_e2e_crds.py e2e_tests/test_e2e_rendered.py e2e_tests/test_e2e_admission.py e2e_tests/test_e2e_operator.py e2e_tests/test_e2e_manifests.py $(ARGS)
 
 soak: ## 1000 requests through two engines and a store that is too small
 	@$(STACK) python -m shadowserve_lab.soak $(ARGS)
@@ -43,6 +44,7 @@ demo-local: ## Two vLLM engines, one cache: the second answers a long prompt fro
 generate: ## Write the generated code, custom resource definitions and reference
 	@$(DEV) python -m shadowserve_dataplane.fetch.generate
 	@$(DEV) python -m shadowserve_crds.generate
+	@$(DEV) python -m shadowserve_operator.install
 
 format: ## Fix what ruff can fix
 	@$(DEV) ruff check --fix .

@@ -37,6 +37,12 @@ DAEMON_SET = Kind("apps/v1", "DaemonSet", "daemonsets")
 DEPLOYMENT = Kind("apps/v1", "Deployment", "deployments")
 STATEFUL_SET = Kind("apps/v1", "StatefulSet", "statefulsets")
 DISRUPTION_BUDGET = Kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets")
+WEBHOOK_CONFIGURATION = Kind(
+    "admissionregistration.k8s.io/v1",
+    "MutatingWebhookConfiguration",
+    "mutatingwebhookconfigurations",
+    namespaced=False,
+)
 LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
 PREFIX_CACHE = Kind(names.API_VERSION, "PrefixCache", "prefixcaches")
 INFERENCE_POOL = Kind(names.API_VERSION, "InferencePool", "inferencepools")
@@ -54,6 +60,7 @@ ALL = (
     DEPLOYMENT,
     STATEFUL_SET,
     DISRUPTION_BUDGET,
+    WEBHOOK_CONFIGURATION,
     LEASE,
     PREFIX_CACHE,
     INFERENCE_POOL,

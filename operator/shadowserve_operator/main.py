@@ -15,6 +15,7 @@ from shadowserve_operator.handlers import inferencepool, prefixcache
 from shadowserve_operator.metrics import OperatorMetrics
 from shadowserve_operator.runtime import Runtime, utc_now
 from shadowserve_operator.settings import OperatorSettings
+from shadowserve_operator.webhook_identity import keep_identity
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +59,8 @@ async def run(settings: OperatorSettings, namespace: str, identity: str, stop: a
                 standalone=True,  # who acts was settled by the Lease
                 stop_flag=stop,
             )
-            await _together(work, leader.hold(cluster, namespace, identity, utc_now))
+            holding = leader.hold(cluster, namespace, identity, utc_now)
+            await _together(work, holding, keep_identity(cluster, namespace, utc_now))
     finally:
         server.shutdown()
 
@@ -75,9 +77,9 @@ async def _unless(stop: asyncio.Event, waiting: object) -> bool:
     return True
 
 
-async def _together(work: object, holding: object) -> None:
-    """Run both until the first ends; what it raised is raised."""
-    tasks = {asyncio.ensure_future(work), asyncio.ensure_future(holding)}  # type: ignore[call-overload]
+async def _together(*parts: object) -> None:
+    """Run all until the first ends; what it raised is raised."""
+    tasks = {asyncio.ensure_future(part) for part in parts}  # type: ignore[call-overload]
     done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in others:
         task.cancel()

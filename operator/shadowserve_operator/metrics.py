@@ -42,3 +42,17 @@ class OperatorMetrics:
             self._resources.labels(kind, condition, status).inc()
         if conditions:
             self._conditions[kind, namespace, name] = conditions
+
+
+class InjectionMetrics:
+    """What the admission webhook counts, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._injections = Counter(
+            "shadowserve_injections", "Pods that came for admission, by result", ["result"], registry=self.registry
+        )
+
+    def count(self, result: str) -> None:
+        """Count a review; `result` is injected, skipped, untouched or failed."""
+        self._injections.labels(result).inc()

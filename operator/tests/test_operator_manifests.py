@@ -1,0 +1,89 @@
+"""What `manifests` installs: in one file, selected as the code expects, with metrics that exist."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from shadowserve_crds import names
+from shadowserve_dataplane.landing import SlotState
+from shadowserve_dataplane.service.metrics import DataPlaneMetrics
+from shadowserve_dataplane.sidecar.metrics import SidecarMetrics
+from shadowserve_operator.install import install_text
+from shadowserve_operator.metrics import InjectionMetrics, OperatorMetrics
+from shadowserve_operator.webhook_identity import AUTHORITY_SECRET, CONFIGURATION, HOOK, SERVING_SECRET, WEBHOOK
+
+ROOT = Path(__file__).parents[2]
+MANIFESTS = ROOT / "manifests"
+OBJECTS: list[dict[str, Any]] = [each for each in yaml.safe_load_all(install_text()) if each]
+SYSTEM = "shadowserve-system"
+
+
+def found(kind: str, name: str) -> dict[str, Any]:
+    return next(each for each in OBJECTS if (each["kind"], each["metadata"]["name"]) == (kind, name))
+
+
+def test_install_yaml_is_what_the_base_says() -> None:
+    assert (MANIFESTS / "install.yaml").read_text() == install_text()
+
+
+def test_no_object_is_installed_twice() -> None:
+    keys = [(each["kind"], each["metadata"].get("namespace"), each["metadata"]["name"]) for each in OBJECTS]
+    assert len(keys) == len(set(keys))
+
+
+def test_the_webhook_is_asked_only_about_pods_that_want_a_cache_and_blocks_nothing() -> None:
+    (hook,) = found("MutatingWebhookConfiguration", CONFIGURATION)["webhooks"]
+    assert (hook["name"], hook["failurePolicy"], hook["sideEffects"]) == (HOOK, "Ignore", "None")
+    wanted = {"key": names.CACHE_LABEL, "operator": "Exists"}
+    ours = {"key": names.MANAGED_BY_LABEL, "operator": "NotIn", "values": [names.MANAGED_BY]}
+    assert hook["objectSelector"]["matchExpressions"] == [wanted, ours]
+    assert hook["clientConfig"]["service"]["name"] == WEBHOOK
+    volumes = found("Deployment", WEBHOOK)["spec"]["template"]["spec"]["volumes"]
+    assert [each["secret"]["secretName"] for each in volumes] == [SERVING_SECRET]
+
+
+@pytest.mark.parametrize("name", ["shadowserve-operator", WEBHOOK])
+def test_our_own_pods_run_twice_and_keep_the_restricted_standard(name: str) -> None:
+    spec = found("Deployment", name)["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    security = container["securityContext"]
+    assert spec["replicas"] == 2
+    assert security["runAsNonRoot"]
+    assert not security["allowPrivilegeEscalation"]
+    assert security["capabilities"] == {"drop": ["ALL"]}
+    assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert found("Namespace", SYSTEM)["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def emitted() -> set[str]:
+    pipeline = CollectorRegistry()
+    DataPlaneMetrics(pipeline)
+    sidecar = SidecarMetrics(lambda: dict.fromkeys(SlotState, 0))
+    registries = [pipeline, sidecar.registry, OperatorMetrics().registry, InjectionMetrics().registry]
+    families = [family for registry in registries for family in registry.collect()]
+    suffixes = {"counter": ("_total",), "summary": ("_sum", "_count"), "histogram": ("_sum", "_count", "_bucket")}
+    return {family.name + end for family in families for end in suffixes.get(family.type, ("",))}
+
+
+@pytest.mark.parametrize("file", ["alerts.yaml", "dashboard.json"])
+def test_alerts_and_dashboard_ask_for_metrics_that_are_emitted(file: str) -> None:
+    text = (MANIFESTS / "components/monitoring" / file).read_text()
+    if file.endswith(".json"):
+        asked = [target["expr"] for panel in json.loads(text)["panels"] for target in panel["targets"]]
+    else:
+        rules = [rule for group in yaml.safe_load(text)["spec"]["groups"] for rule in group["rules"]]
+        asked = [rule["expr"] for rule in rules]
+    named = set(re.findall(r"\bshadowserve_\w+", " ".join(asked)))
+    assert named
+    assert named <= emitted()
+
+
+def test_the_certificate_secrets_are_the_only_ones_of_the_own_namespace_that_the_operator_may_read() -> None:
+    rules = found("Role", "shadowserve-operator-own")["rules"]
+    (secrets,) = [rule for rule in rules if "secrets" in rule["resources"]]
+    assert set(secrets["resourceNames"]) == {AUTHORITY_SECRET, SERVING_SECRET}

@@ -143,6 +143,8 @@ def test_chunk_of_another_tier_works(story: Story) -> None:
     assert external == CHUNKS * CHUNK_TOKENS
     assert story.fetches("landed") == landed + 1
     assert len(answer.tokens) == len(truth.tokens)
+    again, external = story.asked(prompt)
+    assert (again.tokens, external) == (answer.tokens, 0), "its own prefix cache holds what came from outside"
 
 
 def test_store_killed_during_a_fetch_and_started_again(story: Story) -> None:

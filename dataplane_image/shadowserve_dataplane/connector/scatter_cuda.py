@@ -13,13 +13,14 @@ import torch
 import triton.language as tl
 from numpy.typing import NDArray
 
+from shadowserve_dataplane.chunks import KvShape
 from shadowserve_dataplane.connector.cuda_kernels import (
     TILE,
     copy_bits_kernel,
     exact_rows_kernel,
     scatter_codes_kernel,
 )
-from shadowserve_dataplane.connector.landed_image import CodesImage, ValuesImage
+from shadowserve_dataplane.connector.landed_image import CodesImage, ValuesImage, bits_dtype
 from shadowserve_dataplane.connector.layouts import PagedKv
 from shadowserve_dataplane.connector.paged_copy import BlockSpan
 
@@ -44,14 +45,16 @@ class CudaPagedCopy:
         self._means = self._zeros(shape.planes * shape.channels, torch.bfloat16)
 
     def prepare(self) -> None:
-        """Compile the kernels, by copying blocks onto themselves."""
-        shape = self._paged.shape
-        span = BlockSpan((0,))
-        values = memoryview(bytearray(shape.values_bytes))
-        self.gather(span, values)
+        """Compile every kernel as it will be used, on the engine's null block (0), and put back what was in that."""
+        shape, span = self._paged.shape, BlockSpan((0,))
+        kept = memoryview(bytearray(shape.values_bytes))
+        self.gather(span, kept)
         with torch.cuda.stream(self._stream):
             for into_cache in (False, True):
-                self._copy_bits(span, self._paged.block_tokens, into_cache)
+                self._copy_bits(span, shape.tokens, into_cache)
+            self._scatter_codes(_blank_image(shape), span)
+            self._upload(self._values, np.frombuffer(kept, np.uint8))
+            self._copy_bits(span, self._paged.block_tokens, into_cache=True)
         self._stream.synchronize()
 
     def scatter(self, image: CodesImage | ValuesImage, span: BlockSpan) -> None:
@@ -131,6 +134,15 @@ class CudaPagedCopy:
 
     def _device_copy(self, source: NDArray[Any]) -> torch.Tensor:
         return _as_bytes(source).to(self._device, non_blocking=True)
+
+
+def _blank_image(shape: KvShape) -> CodesImage:
+    """Return zeros that land, with one exact token: no kernel is left out."""
+    planes, channels = shape.planes, shape.channels
+    codes = np.zeros((planes, shape.tokens, channels), np.int8)
+    steps, means = np.zeros(planes, np.float32), np.zeros((planes, channels), np.uint16)
+    rows = np.zeros((1, planes, channels), bits_dtype(shape.dtype))
+    return CodesImage(codes, steps, means, np.zeros(1, np.uint16), rows)
 
 
 def _as_bytes(source: NDArray[Any]) -> torch.Tensor:

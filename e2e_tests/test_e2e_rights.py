@@ -2,12 +2,17 @@
 
 import json
 import os
+import ssl
 import subprocess
 import sys
 import time
+from base64 import b64decode
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
+from urllib.request import Request, urlopen
 
 import pytest
 import yaml
@@ -16,6 +21,7 @@ from shadowserve_crds import names
 from shadowserve_lab.home import REPOSITORY
 from shadowserve_lab.processes import free_port
 from shadowserve_testbed.api_server import ApiServer, KubectlError
+from shadowserve_testbed.pki import Authority
 
 pytestmark = pytest.mark.timeout(1800)  # the first time, the API server is built
 _SYSTEM, _ACCOUNT = "shadowserve-system", "shadowserve-operator"
@@ -23,19 +29,27 @@ _DEADLINE = 40.0
 
 
 @pytest.fixture
-def kubeconfig(api: ApiServer, tmp_path: Path) -> Iterator[Path]:
-    """Install, and return how the operator's own account gets in."""
+def installed(api: ApiServer) -> Iterator[ApiServer]:
+    """The API server with install.yaml."""
     install = str(REPOSITORY / "manifests/install.yaml")
     api.kubectl("apply", "--server-side", "--force-conflicts", "-f", install)
-    if "serviceaccount" not in api.kubectl("get", "serviceaccount", _ACCOUNT, "-n", _SYSTEM, "-o", "name"):
-        pytest.fail("install.yaml has no account for the operator")
-    token = api.kubectl("create", "token", _ACCOUNT, "-n", _SYSTEM).strip()
+    yield api
+    api.kubectl("delete", "mutatingwebhookconfiguration", "shadowserve")
+
+
+def _access(api: ApiServer, account: str, folder: Path) -> Path:
+    """Return a kubeconfig with which one of our accounts gets in."""
+    token = api.kubectl("create", "token", account, "-n", _SYSTEM).strip()
     access = yaml.safe_load(api.kubeconfig.read_text())
     access["users"] = [{"name": each["name"], "user": {"token": token}} for each in access["users"]]
-    path = tmp_path / "operator.kubeconfig"
+    path = folder / f"{account}.kubeconfig"
     path.write_text(yaml.safe_dump(access))
-    yield path
-    api.kubectl("delete", "mutatingwebhookconfiguration", "shadowserve")
+    return path
+
+
+def _environment(kubeconfig: Path) -> dict[str, str]:
+    paths = os.pathsep.join(str(REPOSITORY / part) for part in ("crds", "operator"))
+    return {**os.environ, "KUBECONFIG": str(kubeconfig), "PYTHONPATH": paths}
 
 
 def _get(api: ApiServer, *what: str) -> dict[str, Any]:
@@ -48,12 +62,11 @@ def _get(api: ApiServer, *what: str) -> dict[str, Any]:
     return found
 
 
-def test_the_installed_rights_are_enough(api: ApiServer, kubeconfig: Path, tmp_path: Path) -> None:
+def test_the_installed_rights_are_enough(installed: ApiServer, tmp_path: Path) -> None:
+    api = installed
     log = tmp_path / "operator.log"
     environment = {
-        **os.environ,
-        "KUBECONFIG": str(kubeconfig),
-        "PYTHONPATH": os.pathsep.join(str(REPOSITORY / part) for part in ("crds", "operator")),
+        **_environment(_access(api, _ACCOUNT, tmp_path)),
         "SHADOWSERVE_METRICS_PORT": str(free_port()),
         "SHADOWSERVE_NAMESPACE": _SYSTEM,
         "SHADOWSERVE_WATCH_NAMESPACES": "default",
@@ -96,3 +109,52 @@ def test_the_installed_rights_are_enough(api: ApiServer, kubeconfig: Path, tmp_p
             process.wait(timeout=20)
     refused = [line for line in log.read_text().splitlines() if "forbidden" in line.lower() or "cannot" in line]
     assert not refused
+
+
+def test_the_webhook_process_injects_with_the_rights_that_it_has(installed: ApiServer, tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "authority", "webhook-authority", datetime.now(UTC))
+    identity = authority.issue("webhook", hosts=("127.0.0.1",))
+    certificates = tmp_path / "certificates"
+    certificates.mkdir()
+    (certificates / "tls.crt").write_bytes(identity.certificate.read_bytes())
+    (certificates / "tls.key").write_bytes(identity.key.read_bytes())
+    trust = ssl.create_default_context(cafile=str(authority.certificate))
+    port, log = free_port(), tmp_path / "webhook.log"
+    metadata = {"name": "asked", "namespace": "default"}
+    cache = {"apiVersion": names.API_VERSION, "kind": "PrefixCache", "metadata": metadata, "spec": {}}
+    installed.kubectl("create", "-f", "-", manifest=cache)
+
+    def ask(path: str, body: dict[str, Any] | None = None) -> bytes:
+        data = None if body is None else json.dumps(body).encode()
+        request = Request(f"https://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"})
+        with urlopen(request, timeout=5, context=trust) as answer:
+            return bytes(answer.read())
+
+    def patch(namespace: str, wanted: str) -> str:
+        spec = {"containers": [{"name": "vllm", "image": "vllm/vllm-openai:v0.32.0"}]}
+        pod = {"kind": "Pod", "metadata": {"name": "p", "labels": {names.CACHE_LABEL: wanted}}, "spec": spec}
+        answer = json.loads(ask("/inject", {"request": {"uid": "1", "namespace": namespace, "object": pod}}))
+        assert answer["response"]["allowed"]
+        return b64decode(answer["response"]["patch"]).decode()
+
+    command = [sys.executable, "-m", "shadowserve_operator.admission", "--certificates", str(certificates)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--metrics-port", str(free_port())]
+    environment = _environment(_access(installed, "shadowserve-webhook", tmp_path))
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        try:
+            end = time.monotonic() + _DEADLINE
+            while True:
+                try:
+                    assert ask("/healthz") == b"ok"
+                    break
+                except URLError:
+                    assert time.monotonic() < end, log.read_text()[-4000:]
+                    time.sleep(0.1)
+            assert names.SIDECAR_CONTAINER in patch("default", "asked")
+            assert "there is no PrefixCache absent" in patch("default", "absent")
+            assert "cannot be looked up now" in patch("kube-system", "asked"), "it has rights in default only"
+        finally:
+            process.terminate()
+            assert process.wait(timeout=20) == 0, log.read_text()[-4000:]
+    installed.kubectl("delete", "pfc", "asked", "--wait=false")

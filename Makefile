@@ -6,7 +6,7 @@ LAB := PYTHONPATH=e2e_tests $(PYTHON) -m shadowserve_lab
 DEV := $(LAB) run --with dev
 STACK := $(LAB) run --with store --with dev --with engine --with model
 
-.PHONY: help setup check test unit engine-test cluster-test soak demo-local generate format bench bench-ttft bench-codec clean
+.PHONY: help setup check test unit engine-test cluster-test soak demo-local generate format bench bench-ttft bench-codec bench-operator clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ bench-ttft: ## Time to first token by a remote hit, against a local hit and agai
 
 bench-codec: ## What the tiers do to the model's predictions, and what they save
 	@$(STACK) sh -c '"$$SHADOWSERVE_LAB_ENGINE/bin/python" dataplane_image/bench/codec.py $(ARGS)'
+
+bench-operator: ## Two hundred pools on a real API server: until they are told of, memory, writes afterwards
+	@$(DEV) python e2e_tests/bench_operator_pools.py $(ARGS)
 
 clean: ## Remove caches in the sources (environments stay: delete SHADOWSERVE_HOME yourself)
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist

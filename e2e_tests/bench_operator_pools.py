@@ -1,7 +1,7 @@
 """How long the operator takes for many pools, what it weighs, and that it writes nothing afterwards; one JSON line.
 
 A real API server without controllers and nodes: engines never run, the operator's own work is what is timed.
-`make` has no target for it: `python -m shadowserve_lab run --with dev python e2e_tests/bench_operator_pools.py`.
+`make bench-operator` runs it.
 """
 
 import json

@@ -27,6 +27,10 @@ class BuildError(Exception):
     """A binary cannot be built; the message says what to do."""
 
 
+class ModulesUnreachable(BuildError):
+    """Its Go modules cannot be had here: there is no module proxy, or it does not serve them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tool:
     """One command of a Go module; `minutes` is about what it takes on two cores with nothing cached."""
@@ -76,7 +80,10 @@ class Binaries:
         source = folder / "source"
         source.mkdir()
         (source / "go.mod").write_text(_go_mod(go, tool))
-        self._run([go, "mod", "tidy"], source, f"{tool.name}: looking its modules up")
+        try:
+            self._run([go, "mod", "tidy"], source, f"{tool.name}: looking its modules up")
+        except BuildError as error:
+            raise ModulesUnreachable(str(error)) from error
         flags = ["-trimpath", "-v", "-tags", tool.tags, "-ldflags", _link_flags(tool), "-o", str(folder / tool.name)]
         self._run([go, "build", *flags, tool.package], source, f"{tool.name}: compiling")
         shutil.rmtree(source)
@@ -115,7 +122,7 @@ def _staged_modules(go: str, tool: Tool) -> list[str]:
     done = subprocess.run(download, capture_output=True, text=True, check=False, timeout=_DOWNLOAD_SECONDS, env=alone)
     found = re.search(r'"GoMod": "([^"]+)"', done.stdout)
     if done.returncode or found is None:
-        raise BuildError(f"cannot download {wanted}: {done.stdout or done.stderr}")
+        raise ModulesUnreachable(f"cannot download {wanted}: {done.stdout or done.stderr}")
     return _STAGED.findall(Path(found[1]).read_text())
 
 

@@ -36,6 +36,7 @@ LANDING_FOLDER: Final = "/run/shadowserve/landing"
 CONFIG_PATH: Final = "/etc/shadowserve/config.json"
 ANNOTATIONS_PATH: Final = "/etc/shadowserve/pod/annotations"
 TLS_FOLDER: Final = "/etc/shadowserve/tls"
+SECRETS_FOLDER: Final = "/etc/shadowserve/secrets"
 CONNECTOR_FOLDER: Final = "/opt/shadowserve/connector"
 
 # Ports.

@@ -16,7 +16,7 @@ from shadowserve_operator.desired.certificates import (
     tls_secret,
     wanted_certificates,
 )
-from shadowserve_operator.desired.labels import Json
+from shadowserve_operator.kinds import Json
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,7 @@ from shadowserve_crds.dpubinding import DPUBinding
 from shadowserve_crds.prefixcache import PrefixCache
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.desired.assignment import DataPlane, EnginePod
-from shadowserve_operator.desired.dataplane import COMPONENT as DATA_PLANE
-from shadowserve_operator.desired.labels import Json
+from shadowserve_operator.desired.config import DATA_PLANE
 from shadowserve_operator.desired.pairing import Node
 from shadowserve_operator.kinds import (
     CONFIG_MAP,
@@ -27,6 +26,7 @@ from shadowserve_operator.kinds import (
     SECRET,
     SERVICE,
     STATEFUL_SET,
+    Json,
     Ref,
     ref_of,
 )

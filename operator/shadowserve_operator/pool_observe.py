@@ -9,7 +9,6 @@ from shadowserve_crds.inferencepool import InferencePool
 from shadowserve_crds.prefixcache import PrefixCache
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.desired.engine import pod_selector
-from shadowserve_operator.desired.labels import Json
 from shadowserve_operator.kinds import (
     DEPLOYMENT,
     DISRUPTION_BUDGET,
@@ -18,6 +17,7 @@ from shadowserve_operator.kinds import (
     SECRET,
     SERVICE,
     VOLUME_CLAIM,
+    Json,
     Ref,
     ref_of,
 )

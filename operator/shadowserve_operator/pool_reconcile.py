@@ -14,9 +14,8 @@ from shadowserve_operator.apply import apply
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.desired.engine import EngineObjects, engine_objects, refused_flags
 from shadowserve_operator.desired.events import condition_event
-from shadowserve_operator.desired.labels import Json
 from shadowserve_operator.desired.terms import sidecar_terms
-from shadowserve_operator.kinds import INFERENCE_POOL, Ref, ref_of
+from shadowserve_operator.kinds import INFERENCE_POOL, Json, Ref, ref_of
 from shadowserve_operator.plan import Plan, plan_changes
 from shadowserve_operator.pool_observe import PoolSnapshot, observe_pool
 from shadowserve_operator.pool_status import PoolFacts, chunk_mismatch, next_pool_status

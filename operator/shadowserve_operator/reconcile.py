@@ -21,12 +21,11 @@ from shadowserve_operator.desired.certificates import Certificate, expired
 from shadowserve_operator.desired.config import admin_secret_name, config_map, secret_name
 from shadowserve_operator.desired.dataplane import dataplane_objects
 from shadowserve_operator.desired.events import condition_event
-from shadowserve_operator.desired.labels import Json
 from shadowserve_operator.desired.pairing import Pairing, binding_manifests, resolve
 from shadowserve_operator.desired.secrets import SecretValues, secret_manifests
 from shadowserve_operator.desired.store import store_objects
 from shadowserve_operator.identities import Identities
-from shadowserve_operator.kinds import DPU_BINDING, POD, PREFIX_CACHE, Ref
+from shadowserve_operator.kinds import DPU_BINDING, POD, PREFIX_CACHE, Json, Ref
 from shadowserve_operator.observe import Snapshot, observe, with_namesakes
 from shadowserve_operator.pki import fresh_values
 from shadowserve_operator.plan import Plan, plan_changes

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from shadowserve_crds import names
 from shadowserve_operator.errors import SettingsError
 
 
@@ -15,7 +16,7 @@ class OperatorSettings:
     dataplane_image: str = "ghcr.io/shadowserve/dataplane:0.1.0"
     store_image: str = "docker.io/valkey/valkey:8.1"
     drift_interval: float = 60.0
-    metrics_port: int = 9467
+    metrics_port: int = names.OPERATOR_METRICS_PORT
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> "OperatorSettings":

@@ -19,9 +19,9 @@ from shadowserve_crds.prefixcache import (
 )
 from shadowserve_operator.desired.assignment import Assignment, DataPlane
 from shadowserve_operator.desired.config import sidecar_config, store_service_name
-from shadowserve_operator.desired.labels import Json
 from shadowserve_operator.desired.pairing import Node, Pairing
 from shadowserve_operator.desired.store import managed_store
+from shadowserve_operator.kinds import Json
 
 _MOST_HOSTS = 20
 _OF_STORE = ("StatefulSet", "Service", "ConfigMap", "PodDisruptionBudget")

@@ -13,10 +13,16 @@ from datetime import datetime
 from shadowserve_crds import names
 from shadowserve_operator import pki
 from shadowserve_operator.cluster import Cluster
-from shadowserve_operator.desired.certificates import Certificate, Wanted, authority_due, certificates_due, files_of
-from shadowserve_operator.desired.labels import Json
+from shadowserve_operator.desired.certificates import (
+    Certificate,
+    Wanted,
+    authority_due,
+    certificates_due,
+    files_of,
+    secret_data,
+)
 from shadowserve_operator.errors import OperatorError
-from shadowserve_operator.kinds import DEPLOYMENT, SECRET, WEBHOOK_CONFIGURATION, Ref
+from shadowserve_operator.kinds import DEPLOYMENT, SECRET, WEBHOOK_CONFIGURATION, Json, Ref
 from shadowserve_operator.plan import plan_changes
 
 WEBHOOK = "shadowserve-webhook"
@@ -79,7 +85,6 @@ def _current(namespace: str, there: list[Json | None], now: datetime) -> tuple[C
 def _secret(deployment: Json, name: str, content: Certificate) -> Json:
     about = deployment["metadata"]
     owner = {"apiVersion": DEPLOYMENT.api_version, "kind": DEPLOYMENT.name, "name": about["name"], "uid": about["uid"]}
-    files = {"tls.crt": content.certificate, "tls.key": content.key, "ca.crt": content.authority}
     return {
         "apiVersion": SECRET.api_version,
         "kind": SECRET.name,
@@ -90,7 +95,7 @@ def _secret(deployment: Json, name: str, content: Certificate) -> Json:
             "ownerReferences": [owner],
         },
         "type": "kubernetes.io/tls",
-        "data": {key: b64encode(value).decode() for key, value in files.items()},
+        "data": secret_data(content),
     }
 
 

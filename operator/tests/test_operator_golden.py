@@ -15,9 +15,9 @@ from shadowserve_crds.samples import valid_samples
 from shadowserve_operator.desired.certificates import Certificate, tls_secret, wanted_certificates
 from shadowserve_operator.desired.config import config_map
 from shadowserve_operator.desired.dataplane import dataplane_objects
-from shadowserve_operator.desired.labels import Json
 from shadowserve_operator.desired.secrets import SecretValues, secret_manifests
 from shadowserve_operator.desired.store import store_objects
+from shadowserve_operator.kinds import Json
 from shadowserve_operator.settings import OperatorSettings
 
 GOLDEN = Path(__file__).parent / "golden"

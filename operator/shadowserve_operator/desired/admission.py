@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from shadowserve_crds import names
-from shadowserve_operator.desired.labels import Json
 from shadowserve_operator.desired.sidecar import Injected, SidecarTerms, inject
+from shadowserve_operator.kinds import Json
 
 _MAX_REASON = 500
 

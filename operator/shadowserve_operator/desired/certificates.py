@@ -10,8 +10,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from shadowserve_crds.prefixcache import PlaceName, PrefixCache, StoreType, Transport
-from shadowserve_operator.desired.config import data_plane_name, store_service_name
-from shadowserve_operator.desired.labels import Json, labels_of, rendered
+from shadowserve_operator.desired.config import (
+    DATA_PLANE,
+    SIDECAR,
+    STORE,
+    data_plane_name,
+    store_service_name,
+    tls_secret_name,
+)
+from shadowserve_operator.desired.labels import labels_of, rendered
+from shadowserve_operator.kinds import Json
 
 AUTHORITY_LIFE = timedelta(days=3650)
 CERTIFICATE_LIFE = timedelta(days=90)
@@ -53,26 +61,18 @@ def authority_secret_name(cache: PrefixCache) -> str:
     return f"{cache.name}-authority"
 
 
-def sidecar_secret_name(cache: PrefixCache) -> str:
-    """Return the name of the Secret that injected pods mount."""
-    return f"{cache.name}-sidecar-tls"
-
-
 def wanted_certificates(cache: PrefixCache) -> tuple[Wanted, ...]:
     """Return the certificates that the operator issues; none when it is not asked to."""
     if cache.spec.security.transport is not Transport.MUTUAL_TLS or cache.spec.security.issuer_ref is not None:
         return ()
-    found = [Wanted(sidecar_secret_name(cache), (f"sidecar.{cache.name}.{cache.namespace}.svc",))]
+    found = [Wanted(tls_secret_name(cache, SIDECAR), (f"sidecar.{cache.name}.{cache.namespace}.svc",))]
     if cache.spec.store.type is StoreType.MANAGED:
         service = store_service_name(cache)
         members = f"{service}-members.{cache.namespace}.svc"
-        found.append(
-            Wanted(
-                f"{service}-tls", (f"{service}.{cache.namespace}.svc", service, members, f"*.{members}", "localhost")
-            )
-        )
+        hosts = (f"{service}.{cache.namespace}.svc", service, members, f"*.{members}", "localhost")
+        found.append(Wanted(tls_secret_name(cache, STORE), hosts))
     if PlaceName.DPU in cache.spec.placement.order:
-        found.append(Wanted(f"{cache.name}-data-plane-tls", (data_plane_name(cache),)))
+        found.append(Wanted(tls_secret_name(cache, DATA_PLANE), (data_plane_name(cache),)))
     return tuple(found)
 
 
@@ -98,15 +98,20 @@ def expired(existing: Mapping[str, Certificate | None], now: datetime) -> tuple[
 
 def tls_secret(cache: PrefixCache, name: str, content: Certificate) -> Json:
     """Return the Secret of a certificate, as `kubernetes.io/tls` with `ca.crt` beside it."""
-    files = {"tls.crt": content.certificate, "tls.key": content.key, "ca.crt": content.authority}
     body = {
         "apiVersion": "v1",
         "kind": "Secret",
         "type": "kubernetes.io/tls",
         "metadata": {"name": name, "labels": labels_of(cache.name, "certificates")},
-        "data": {key: b64encode(value).decode() for key, value in files.items()},
+        "data": secret_data(content),
     }
     return rendered(cache, body)
+
+
+def secret_data(content: Certificate) -> dict[str, str]:
+    """Return what such a Secret holds; `files_of` reads it."""
+    files = {"tls.crt": content.certificate, "tls.key": content.key, "ca.crt": content.authority}
+    return {key: b64encode(value).decode() for key, value in files.items()}
 
 
 def files_of(secret: Mapping[str, Mapping[str, str]]) -> tuple[bytes, bytes, bytes] | None:

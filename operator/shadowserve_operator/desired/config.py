@@ -5,10 +5,12 @@ from typing import Any
 
 from shadowserve_crds import names
 from shadowserve_crds.prefixcache import Isolation, PrefixCache, StoreTopology, StoreType, Transport
-from shadowserve_operator.desired.labels import Json, labels_of, rendered
+from shadowserve_operator.desired.labels import labels_of, rendered
+from shadowserve_operator.kinds import Json
 
-SECRETS_FOLDER = "/etc/shadowserve/secrets"
 STAGING_BYTES = 128 << 20
+STORE, DATA_PLANE, SIDECAR = "store", "data-plane", "sidecar"
+"""Components, as in labels and names."""
 
 
 def config_map_name(cache: PrefixCache) -> str:
@@ -24,6 +26,11 @@ def secret_name(cache: PrefixCache) -> str:
 def admin_secret_name(cache: PrefixCache) -> str:
     """Return the name of the Secret with the store's access list, which no engine's pod mounts."""
     return f"{cache.name}-store-users"
+
+
+def tls_secret_name(cache: PrefixCache, component: str) -> str:
+    """Return the name of the Secret with a component's certificate."""
+    return f"{cache.name}-{component}-tls"
 
 
 def store_service_name(cache: PrefixCache) -> str:
@@ -67,7 +74,7 @@ def sidecar_config(cache: PrefixCache) -> Json:
         "workers": max(1, int(spec.placement.host.resources.cpu.amount)),
     }
     config: Json = {
-        "store": _store(cache),
+        "store": store_section(cache),
         "tier": str(spec.codec.tier),
         "landing": str(spec.placement.landing),
         "landingBufferBytes": int(spec.placement.landing_buffer),
@@ -79,7 +86,7 @@ def sidecar_config(cache: PrefixCache) -> Json:
         "metricsPort": names.SIDECAR_METRICS_PORT,
     }
     if spec.tenancy.isolation is not Isolation.SHARED:
-        config["saltFile"] = f"{SECRETS_FOLDER}/salt"
+        config["saltFile"] = f"{names.SECRETS_FOLDER}/salt"
     if spec.security.transport is Transport.MUTUAL_TLS:
         placement["tls"] = tls_files()
         placement["serverName"] = data_plane_name(cache)
@@ -95,16 +102,18 @@ def tls_files() -> Json:
     }
 
 
-def _store(cache: PrefixCache) -> Json:
+def store_section(cache: PrefixCache) -> Json:
+    """Return the part that says where the store is, and how it is spoken to."""
     store, transport = cache.spec.store, cache.spec.security.transport
     if store.type is StoreType.EXTERNAL:
         external = store.external
         assert external is not None, "the API server sees to that"
         section: Json = {"endpoints": list(external.endpoints), "topology": str(external.topology)}
         if external.credentials_secret_ref is not None:
-            section["passwordFile"] = f"{SECRETS_FOLDER}/store-password"
+            section["passwordFile"] = f"{names.SECRETS_FOLDER}/store-password"
         if external.tls is not None:
-            section["tls"] = {"authorityFile": f"{SECRETS_FOLDER}/store-ca.crt"} if external.tls.ca_secret_ref else {}
+            authority = {"authorityFile": f"{names.SECRETS_FOLDER}/store-ca.crt"}
+            section["tls"] = authority if external.tls.ca_secret_ref else {}
         return section
     shards = store.managed.shards if store.managed is not None else 1
     topology = StoreTopology.CLUSTER if shards > 1 else StoreTopology.STANDALONE
@@ -112,7 +121,7 @@ def _store(cache: PrefixCache) -> Json:
         "endpoints": [f"{store_service_name(cache)}.{cache.namespace}.svc:{names.STORE_PORT}"],
         "topology": str(topology),
         "username": sidecar_user(),
-        "passwordFile": f"{SECRETS_FOLDER}/store-password",
+        "passwordFile": f"{names.SECRETS_FOLDER}/store-password",
     }
     if transport is Transport.MUTUAL_TLS:
         section["tls"] = tls_files()

@@ -2,29 +2,27 @@
 
 from shadowserve_crds import names
 from shadowserve_crds.prefixcache import PlaceName, PrefixCache, RdmaMode, Transport
-from shadowserve_operator.desired.config import SECRETS_FOLDER, secret_name, sidecar_config
-from shadowserve_operator.desired.labels import Json, labels_of, rendered, selector_of
-from shadowserve_operator.desired.pods import restricted
+from shadowserve_operator.desired.config import DATA_PLANE, secret_name, store_section, tls_secret_name
+from shadowserve_operator.desired.labels import labels_of, rendered, selector_of
+from shadowserve_operator.desired.pods import UNPRIVILEGED_USER, fixed, restricted
+from shadowserve_operator.kinds import Json
 from shadowserve_operator.settings import OperatorSettings
-
-COMPONENT = "data-plane"
-_USER = 65532
 
 
 def dataplane_objects(cache: PrefixCache, settings: OperatorSettings) -> list[Json]:
     """Return the DaemonSet; nothing when no card may be used."""
     if PlaceName.DPU not in cache.spec.placement.order:
         return []
-    selector = selector_of(cache.name, COMPONENT)
+    selector = selector_of(cache.name, DATA_PLANE)
     body = {
         "apiVersion": "apps/v1",
         "kind": "DaemonSet",
-        "metadata": {"name": f"{cache.name}-data-plane", "labels": labels_of(cache.name, COMPONENT)},
+        "metadata": {"name": f"{cache.name}-data-plane", "labels": labels_of(cache.name, DATA_PLANE)},
         "spec": {
             "selector": {"matchLabels": selector},
             "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}},
             "template": {
-                "metadata": {"labels": {**labels_of(cache.name, COMPONENT), **selector}},
+                "metadata": {"labels": labels_of(cache.name, DATA_PLANE)},
                 "spec": _pod(cache, settings),
             },
         },
@@ -35,10 +33,10 @@ def dataplane_objects(cache: PrefixCache, settings: OperatorSettings) -> list[Js
 def _pod(cache: PrefixCache, settings: OperatorSettings) -> Json:
     dpu = cache.spec.placement.dpu
     volumes: list[Json] = [{"name": "secrets", "secret": {"secretName": secret_name(cache)}}]
-    mounts: list[Json] = [{"name": "secrets", "mountPath": SECRETS_FOLDER, "readOnly": True}]
+    mounts: list[Json] = [{"name": "secrets", "mountPath": names.SECRETS_FOLDER, "readOnly": True}]
     command = ["shadowserve-dataplane", "serve", "--workers", str(max(1, int(dpu.resources.cpu.amount)))]
     if cache.spec.security.transport is Transport.MUTUAL_TLS:
-        volumes.append({"name": "tls", "secret": {"secretName": f"{cache.name}-data-plane-tls"}})
+        volumes.append({"name": "tls", "secret": {"secretName": tls_secret_name(cache, DATA_PLANE)}})
         mounts.append({"name": "tls", "mountPath": names.TLS_FOLDER, "readOnly": True})
         command += ["--tls-certificate", f"{names.TLS_FOLDER}/tls.crt", "--tls-key", f"{names.TLS_FOLDER}/tls.key"]
         command += ["--tls-authority", f"{names.TLS_FOLDER}/ca.crt"]
@@ -53,7 +51,7 @@ def _pod(cache: PrefixCache, settings: OperatorSettings) -> Json:
         ],
         "readinessProbe": {"tcpSocket": {"port": "grpc"}, "periodSeconds": 2, "timeoutSeconds": 2},
         "resources": _resources(cache),
-        "securityContext": restricted(_USER),
+        "securityContext": restricted(UNPRIVILEGED_USER),
         "volumeMounts": mounts,
     }
     return {
@@ -77,7 +75,7 @@ def _on_cards(cache: PrefixCache) -> Json:
 
 def _environment(cache: PrefixCache) -> list[Json]:
     """Return the variables; the password comes before the URL that is made of it."""
-    store = sidecar_config(cache)["store"]
+    store = store_section(cache)
     variables: list[Json] = []
     login = ""
     if store.get("passwordFile"):
@@ -98,4 +96,4 @@ def _resources(cache: PrefixCache) -> Json:
         amounts[f"hugepages-{dpu.hugepages.page_size}"] = str(dpu.hugepages.size)
     if dpu.rdma.mode is not RdmaMode.NONE and dpu.rdma.resource_name is not None:
         amounts[dpu.rdma.resource_name] = "1"
-    return {"requests": amounts, "limits": dict(amounts)}
+    return fixed(amounts)

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from shadowserve_crds import names
 from shadowserve_crds.inferencepool import InferencePool, SourceType
-from shadowserve_operator.desired.labels import Json, rendered
+from shadowserve_operator.desired.labels import rendered
 from shadowserve_operator.desired.merge import merged
 from shadowserve_operator.desired.pods import restricted, tolerant_anti_affinity, writable
 from shadowserve_operator.desired.sidecar import Injected, SidecarTerms, Unchanged, inject
+from shadowserve_operator.kinds import Json
 
 ENGINE_CONTAINER = "engine"
 _COMPONENT = "engine"

@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from shadowserve_crds import names
 from shadowserve_crds.base import Resource
 from shadowserve_crds.conditions import Condition, ConditionStatus
-from shadowserve_operator.desired.labels import Json, digest
+from shadowserve_operator.desired.labels import digest
+from shadowserve_operator.kinds import Json
 
 
 def condition_event(owner: Resource, changed: Condition, now: datetime) -> Json:

@@ -2,12 +2,10 @@
 
 import hashlib
 import json
-from typing import Any
 
 from shadowserve_crds import names
 from shadowserve_crds.base import Resource
-
-Json = dict[str, Any]
+from shadowserve_operator.kinds import Json
 
 
 def labels_of(cache: str, component: str) -> dict[str, str]:

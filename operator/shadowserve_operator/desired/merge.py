@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Json = dict[str, Any]
+from shadowserve_operator.kinds import Json
+
 _KEYS = {"volumeMounts": "mountPath", "ports": "containerPort", "hostAliases": "ip", "imagePullSecrets": "name"}
 _NAMED = frozenset({"containers", "initContainers", "volumes", "env", "volumeDevices", "resourceClaims"})
 

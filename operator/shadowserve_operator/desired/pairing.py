@@ -10,7 +10,8 @@ from enum import StrEnum
 from shadowserve_crds import names
 from shadowserve_crds.dpubinding import BindingSource, DPUBinding
 from shadowserve_crds.prefixcache import DpuPlacement
-from shadowserve_operator.desired.labels import Json, digest
+from shadowserve_operator.desired.labels import digest
+from shadowserve_operator.kinds import Json
 
 _LABEL_LENGTH = 63
 """A label's value may not be longer: the name of a host node may."""

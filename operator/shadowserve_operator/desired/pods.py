@@ -2,7 +2,15 @@
 
 from collections.abc import Mapping
 
-from shadowserve_operator.desired.labels import Json
+from shadowserve_operator.kinds import Json
+
+UNPRIVILEGED_USER = 65532
+"""Whom our own images run as."""
+
+
+def fixed(amounts: Mapping[str, str]) -> Json:
+    """Return a container's resources: it gets what it asks for, and no more."""
+    return {"requests": dict(amounts), "limits": dict(amounts)}
 
 
 def restricted(user: int) -> Json:

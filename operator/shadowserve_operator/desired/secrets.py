@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from shadowserve_crds.prefixcache import PrefixCache, StoreType
 from shadowserve_operator.desired.config import admin_secret_name, secret_name, sidecar_user
-from shadowserve_operator.desired.labels import Json, labels_of, rendered
+from shadowserve_operator.desired.labels import labels_of, rendered
+from shadowserve_operator.kinds import Json
 
 ADMIN_USER = "shadowserve-operator"
 _ALLOWED = "+get +set +exists +ping +hello +auth +asking +readonly +cluster|slots"

@@ -12,8 +12,9 @@ from typing import Any
 
 from shadowserve_crds import names
 from shadowserve_crds.quantities import Quantity
+from shadowserve_operator.desired.pods import UNPRIVILEGED_USER, fixed, restricted
+from shadowserve_operator.kinds import Json
 
-Json = dict[str, Any]
 _TRANSFER_FLAG = "--kv-transfer-config"
 _RUN, _LANDING, _CONNECTOR = "shadowserve-run", "shadowserve-landing", "shadowserve-connector"
 _CONFIG, _POD, _SECRETS, _TLS, _SHM = (
@@ -23,19 +24,10 @@ _CONFIG, _POD, _SECRETS, _TLS, _SHM = (
     "shadowserve-tls",
     "shadowserve-shm",
 )
-_SECRETS_FOLDER = "/etc/shadowserve/secrets"
 _SHELLS = frozenset({"sh", "bash", "dash", "ash"})
 _SHM_SIZE = "1Gi"
 _START_SECONDS = 120
 _PROBE_SECONDS = 2
-_RESTRICTED: Json = {
-    "allowPrivilegeEscalation": False,
-    "capabilities": {"drop": ["ALL"]},
-    "readOnlyRootFilesystem": True,
-    "runAsNonRoot": True,
-    "runAsUser": 65532,
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,15 +170,15 @@ def _own_containers(terms: SidecarTerms) -> list[Json]:
         "name": names.CONNECTOR_CONTAINER,
         "image": terms.image,
         "command": ["shadowserve-copy-connector", names.CONNECTOR_FOLDER],
-        "securityContext": copy.deepcopy(_RESTRICTED),
-        "resources": _fixed(Quantity("100m"), 64 << 20),
+        "securityContext": restricted(UNPRIVILEGED_USER),
+        "resources": fixed({"cpu": "100m", "memory": str(64 << 20)}),
         "volumeMounts": [{"name": _CONNECTOR, "mountPath": names.CONNECTOR_FOLDER}],
     }
     mounts = [
         *_shared_mounts(),
         {"name": _CONFIG, "mountPath": names.CONFIG_PATH, "subPath": "config.json", "readOnly": True},
         {"name": _POD, "mountPath": names.ANNOTATIONS_PATH.rsplit("/", 1)[0], "readOnly": True},
-        {"name": _SECRETS, "mountPath": _SECRETS_FOLDER, "readOnly": True},
+        {"name": _SECRETS, "mountPath": names.SECRETS_FOLDER, "readOnly": True},
     ]
     if terms.tls_secret:
         mounts.append({"name": _TLS, "mountPath": names.TLS_FOLDER, "readOnly": True})
@@ -200,10 +192,10 @@ def _own_containers(terms: SidecarTerms) -> list[Json]:
         "image": terms.image,
         "command": ["shadowserve-sidecar", "--config", names.CONFIG_PATH],
         "restartPolicy": "Always",
-        "securityContext": copy.deepcopy(_RESTRICTED),
+        "securityContext": restricted(UNPRIVILEGED_USER),
         "ports": [{"name": "metrics", "containerPort": names.SIDECAR_METRICS_PORT}],
         "startupProbe": probe,
-        "resources": _fixed(terms.cpu, int(terms.memory) + terms.buffer_bytes),
+        "resources": fixed({"cpu": str(terms.cpu), "memory": str(int(terms.memory) + terms.buffer_bytes)}),
         "volumeMounts": mounts,
     }
     return [copies, sidecar]
@@ -226,8 +218,3 @@ def _volumes(terms: SidecarTerms) -> list[Json]:
     if terms.tls_secret:
         volumes.append({"name": _TLS, "secret": {"secretName": terms.tls_secret}})
     return volumes
-
-
-def _fixed(cpu: Quantity, memory_bytes: int) -> Json:
-    amounts = {"cpu": str(cpu), "memory": str(memory_bytes)}
-    return {"requests": amounts, "limits": dict(amounts)}

@@ -3,13 +3,13 @@
 from shadowserve_crds import names
 from shadowserve_crds.prefixcache import ComputeResources, Eviction, ManagedStore, PrefixCache, StoreType, Transport
 from shadowserve_crds.quantities import Quantity
-from shadowserve_operator.desired.config import admin_secret_name, store_service_name
-from shadowserve_operator.desired.labels import Json, digest, labels_of, rendered, selector_of
-from shadowserve_operator.desired.pods import restricted, tolerant_anti_affinity
+from shadowserve_operator.desired.config import STORE, admin_secret_name, store_service_name, tls_secret_name
+from shadowserve_operator.desired.labels import digest, labels_of, rendered, selector_of
+from shadowserve_operator.desired.pods import fixed, restricted, tolerant_anti_affinity
 from shadowserve_operator.desired.secrets import ADMIN_USER
+from shadowserve_operator.kinds import Json
 from shadowserve_operator.settings import OperatorSettings
 
-_COMPONENT = "store"
 _CONFIG_FOLDER, _SECRETS_FOLDER, _DATA_FOLDER = "/etc/valkey", "/etc/valkey/secrets", "/data"
 _POLICIES = {Eviction.LEAST_FREQUENTLY_USED: "allkeys-lfu", Eviction.LEAST_RECENTLY_USED: "allkeys-lru"}
 _OVERHEAD_PARTS = 4
@@ -68,7 +68,7 @@ def _configuration(cache: PrefixCache, managed: ManagedStore) -> Json:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": f"{cache.name}-store-config", "labels": labels_of(cache.name, _COMPONENT)},
+        "metadata": {"name": f"{cache.name}-store-config", "labels": labels_of(cache.name, STORE)},
         "data": {"valkey.conf": configuration_text(cache, managed)},
     }
 
@@ -87,27 +87,27 @@ def _service(cache: PrefixCache, name: str, more: Json) -> Json:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {"name": name, "labels": labels_of(cache.name, _COMPONENT)},
-        "spec": {"selector": selector_of(cache.name, _COMPONENT), "ports": ports, **more},
+        "metadata": {"name": name, "labels": labels_of(cache.name, STORE)},
+        "spec": {"selector": selector_of(cache.name, STORE), "ports": ports, **more},
     }
 
 
 def _disruption_budget(cache: PrefixCache) -> Json:
-    selector = {"matchLabels": selector_of(cache.name, _COMPONENT)}
+    selector = {"matchLabels": selector_of(cache.name, STORE)}
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": {"name": store_service_name(cache), "labels": labels_of(cache.name, _COMPONENT)},
+        "metadata": {"name": store_service_name(cache), "labels": labels_of(cache.name, STORE)},
         "spec": {"maxUnavailable": 1, "selector": selector},
     }
 
 
 def _stateful_set(cache: PrefixCache, managed: ManagedStore, settings: OperatorSettings) -> Json:
-    selector = selector_of(cache.name, _COMPONENT)
+    selector = selector_of(cache.name, STORE)
     # a change of the configuration has to restart the server: Valkey reads it once
     restart = {"shadowserve.io/configuration": digest(configuration_text(cache, managed))}
     template = {
-        "metadata": {"labels": {**labels_of(cache.name, _COMPONENT), **selector}, "annotations": restart},
+        "metadata": {"labels": labels_of(cache.name, STORE), "annotations": restart},
         "spec": _pod(cache, managed, settings),
     }
     spec: Json = {
@@ -128,7 +128,7 @@ def _stateful_set(cache: PrefixCache, managed: ManagedStore, settings: OperatorS
     return {
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",
-        "metadata": {"name": store_service_name(cache), "labels": labels_of(cache.name, _COMPONENT)},
+        "metadata": {"name": store_service_name(cache), "labels": labels_of(cache.name, STORE)},
         "spec": spec,
     }
 
@@ -146,7 +146,7 @@ def _pod(cache: PrefixCache, managed: ManagedStore, settings: OperatorSettings) 
     if managed.storage is None:
         volumes.append({"name": "data", "emptyDir": {}})
     if _encrypted(cache):
-        volumes.append({"name": "tls", "secret": {"secretName": f"{cache.name}-store-tls"}})
+        volumes.append({"name": "tls", "secret": {"secretName": tls_secret_name(cache, STORE)}})
         mounts.append({"name": "tls", "mountPath": names.TLS_FOLDER, "readOnly": True})
     resources = managed.resources or _derived(managed.memory_per_shard)
     amounts = {"cpu": str(resources.cpu), "memory": str(resources.memory)}
@@ -156,13 +156,13 @@ def _pod(cache: PrefixCache, managed: ManagedStore, settings: OperatorSettings) 
         "command": ["valkey-server", f"{_CONFIG_FOLDER}/valkey.conf"],
         "ports": [{"name": "valkey", "containerPort": names.STORE_PORT}],
         "readinessProbe": {"tcpSocket": {"port": "valkey"}, "periodSeconds": 5, "timeoutSeconds": 2},
-        "resources": {"requests": amounts, "limits": dict(amounts)},
+        "resources": fixed(amounts),
         "securityContext": restricted(_USER),
         "volumeMounts": mounts,
     }
     containers = [container, _renewal(container)] if _encrypted(cache) else [container]
     return {
-        "affinity": tolerant_anti_affinity(selector_of(cache.name, _COMPONENT)),
+        "affinity": tolerant_anti_affinity(selector_of(cache.name, STORE)),
         "automountServiceAccountToken": False,
         "containers": containers,
         "securityContext": {"fsGroup": _USER},
@@ -198,7 +198,7 @@ def _renewal(server: Json) -> Json:
         "name": "certificates",
         "image": server["image"],
         "command": ["sh", "-c", renewal_script("valkey-cli", _RENEWAL_SECONDS)],
-        "resources": {"requests": amounts, "limits": dict(amounts)},
+        "resources": fixed(amounts),
         "securityContext": restricted(_USER),
         "volumeMounts": [mount for mount in server["volumeMounts"] if mount["name"] in ("secrets", "tls")],
     }

@@ -2,17 +2,12 @@
 
 from shadowserve_crds.prefixcache import PlaceName, PrefixCache, Transport
 from shadowserve_crds.quantities import Quantity
-from shadowserve_operator.desired.config import STAGING_BYTES, config_map_name, secret_name
+from shadowserve_operator.desired.config import SIDECAR, STAGING_BYTES, config_map_name, secret_name, tls_secret_name
 from shadowserve_operator.desired.sidecar import SidecarTerms
 from shadowserve_operator.settings import OperatorSettings
 
 _MESSAGES_ONLY_CPU, _MESSAGES_ONLY_MEMORY = Quantity("200m"), Quantity("256Mi")
 """Enough for a sidecar that never restores by itself: messages, look-ups, and encoding at the lowest priority."""
-
-
-def tls_secret_name(cache: PrefixCache) -> str:
-    """Return the name of the Secret with the certificate of sidecars."""
-    return f"{cache.name}-sidecar-tls"
 
 
 def sidecar_terms(cache: PrefixCache, settings: OperatorSettings) -> SidecarTerms:
@@ -25,7 +20,7 @@ def sidecar_terms(cache: PrefixCache, settings: OperatorSettings) -> SidecarTerm
         cache=cache.name,
         config_map=config_map_name(cache),
         secret=secret_name(cache),
-        tls_secret=tls_secret_name(cache) if cache.spec.security.transport is Transport.MUTUAL_TLS else None,
+        tls_secret=tls_secret_name(cache, SIDECAR) if cache.spec.security.transport is Transport.MUTUAL_TLS else None,
         cpu=host.cpu if restores else _MESSAGES_ONLY_CPU,
         memory=host.memory if restores else _MESSAGES_ONLY_MEMORY,
         landing_bytes=int(cache.spec.placement.landing_buffer),

@@ -107,6 +107,11 @@ class Resource(Section):
         return self.metadata.name
 
     @property
+    def key(self) -> tuple[str, str]:
+        """Its namespace and name: no other resource of its kind has both."""
+        return self.namespace, self.name
+
+    @property
     def namespace(self) -> str:
         """Its namespace; empty for a cluster-scoped kind."""
         return self.metadata.namespace

@@ -88,10 +88,9 @@ async def observe(cluster: Cluster, cache: PrefixCache, namespaces: Sequence[str
     )
 
 
-async def with_namesakes(cluster: Cluster, snapshot: Snapshot, wanted: Sequence[Json]) -> dict[Ref, Json]:
-    """Return the children, and whatever else has the name of something that is wanted."""
-    found = dict(snapshot.children)
-    found |= {ref_of(body): body for body in snapshot.binding_bodies}
+async def with_namesakes(cluster: Cluster, known: Mapping[Ref, Json], wanted: Sequence[Json]) -> dict[Ref, Json]:
+    """Return what is known, and whatever else has the name of something that is wanted."""
+    found = dict(known)
     for ref in (ref_of(manifest) for manifest in wanted):
         if ref not in found and (body := await cluster.get(ref)) is not None:
             found[ref] = body

@@ -5,13 +5,13 @@ Safe to run twice, and to end at any call: whatever is found the next time is wh
 
 import logging
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from shadowserve_crds import names
 from shadowserve_crds.base import InvalidResource
-from shadowserve_crds.conditions import READY
+from shadowserve_crds.dpubinding import DPUBinding
 from shadowserve_crds.inferencepool import InferencePoolStatus
 from shadowserve_crds.prefixcache import PlaceName, PrefixCache, PrefixCacheStatus, StoreType
 from shadowserve_operator.apply import Outcome, apply
@@ -20,12 +20,11 @@ from shadowserve_operator.desired.assignment import Assignment, assign
 from shadowserve_operator.desired.certificates import Certificate, expired
 from shadowserve_operator.desired.config import admin_secret_name, config_map, secret_name
 from shadowserve_operator.desired.dataplane import dataplane_objects
-from shadowserve_operator.desired.events import condition_event
 from shadowserve_operator.desired.pairing import Pairing, binding_manifests, resolve
 from shadowserve_operator.desired.secrets import SecretValues, secret_manifests
 from shadowserve_operator.desired.store import store_objects
 from shadowserve_operator.identities import Identities
-from shadowserve_operator.kinds import DPU_BINDING, POD, PREFIX_CACHE, Json, Ref
+from shadowserve_operator.kinds import DPU_BINDING, POD, PREFIX_CACHE, Json, Ref, ref_of
 from shadowserve_operator.observe import Snapshot, observe, with_namesakes
 from shadowserve_operator.pki import fresh_values
 from shadowserve_operator.plan import Plan, plan_changes
@@ -33,12 +32,12 @@ from shadowserve_operator.settings import OperatorSettings
 from shadowserve_operator.status import (
     Facts,
     binding_status,
-    invalid_status,
     next_status,
     settled,
     store_name,
     unsupported_store,
 )
+from shadowserve_operator.telling import tell_invalid, tell_status
 
 _log = logging.getLogger(__name__)
 Clock = Callable[[], datetime]
@@ -67,21 +66,22 @@ async def reconcile_prefixcache(
     cluster: Cluster, namespace: str, name: str, settings: OperatorSettings, clock: Clock
 ) -> Result:
     """Make the cluster be as the PrefixCache says, as far as possible now. Raises `ApiUnavailable` and `Conflict`."""
-    ref = Ref(PREFIX_CACHE, namespace, name)
-    body = await cluster.get(ref)
+    body = await cluster.get(Ref(PREFIX_CACHE, namespace, name))
     if body is None:
         return Result()
     try:
         cache = PrefixCache.parse(body)
     except InvalidResource as invalid:
-        return await _refuse(cluster, ref, body, str(invalid), clock())
+        return Result(await tell_invalid(cluster, body, PrefixCacheStatus, str(invalid), clock()))
     if cache.metadata.being_deleted:
         return Result()
     now = clock()
     snapshot = await observe(cluster, cache, settings.namespaces)
     desired = desired_objects(cache, snapshot, settings, now)
-    wanted = [*desired.manifests, *_bindings(snapshot)]
-    plan = plan_changes(wanted, (await with_namesakes(cluster, snapshot, wanted)).values())
+    pairings = _pairings(snapshot)
+    wanted = [*desired.manifests, *_bindings(pairings, snapshot.bindings)]
+    known = {**snapshot.children, **{ref_of(binding): binding for binding in snapshot.binding_bodies}}
+    plan = plan_changes(wanted, (await with_namesakes(cluster, known, wanted)).values())
     if plan.writes:
         _log.info("PrefixCache %s/%s: %s", namespace, name, "; ".join(plan.sentences()))
     outcome = await apply(cluster, plan)
@@ -89,9 +89,9 @@ async def reconcile_prefixcache(
     order = cache.spec.placement.order
     assignments = assign(snapshot.engines, pairing, snapshot.planes or {}, order, now)
     told = await _tell_pods(cluster, namespace, assignments)
-    told += await _tell_bindings(cluster, cache, snapshot, pairing, now)
+    told += await _tell_bindings(cluster, snapshot, _spoken_for(cache, pairings), now)
     status = next_status(cache, _facts(cache, snapshot, desired, (pairing, assignments), (plan, outcome)), now)
-    told += await _tell_status(cluster, cache, body, status, now)
+    told += await tell_status(cluster, cache, body, status, now)
     return Result(outcome.writes + told, settled(status) and not outcome.writes, status)
 
 
@@ -110,7 +110,7 @@ async def forget_prefixcache(cluster: Cluster, namespace: str, name: str, settin
         if pod.told is not None:
             await cluster.annotate(Ref(POD, namespace, pod.name), {names.DATA_PLANE_ANNOTATION: None})
             written += 1
-    plan = plan_changes(_bindings(snapshot), snapshot.binding_bodies)
+    plan = plan_changes(_bindings(_pairings(snapshot), snapshot.bindings), snapshot.binding_bodies)
     return written + (await apply(cluster, plan)).writes
 
 
@@ -150,14 +150,19 @@ def _external(
     return values, more, missing
 
 
-def _bindings(snapshot: Snapshot) -> list[Json]:
+def _pairings(snapshot: Snapshot) -> list[tuple[PrefixCache, Pairing]]:
+    """Return how every PrefixCache that uses cards pairs them, in the order of the caches' names."""
+    using = [each for each in snapshot.caches if PlaceName.DPU in each.spec.placement.order]
+    staying = sorted((each for each in using if not each.metadata.being_deleted), key=lambda each: each.key)
+    return [(each, resolve(snapshot.nodes, snapshot.bindings, each.spec.placement.dpu)) for each in staying]
+
+
+def _bindings(pairings: Iterable[tuple[PrefixCache, Pairing]], bindings: Sequence[DPUBinding]) -> list[Json]:
     """Return the DPUBindings that some PrefixCache needs; what several need is there once."""
     found: dict[str, Json] = {}
-    for cache in snapshot.caches:
-        if PlaceName.DPU in cache.spec.placement.order and not cache.metadata.being_deleted:
-            pairing = resolve(snapshot.nodes, snapshot.bindings, cache.spec.placement.dpu)
-            for manifest in binding_manifests(pairing, snapshot.bindings):
-                found.setdefault(manifest["metadata"]["name"], manifest)
+    for _, pairing in pairings:
+        for manifest in binding_manifests(pairing, bindings):
+            found.setdefault(manifest["metadata"]["name"], manifest)
     return [found[name] for name in sorted(found)]
 
 
@@ -192,15 +197,12 @@ async def _tell_pods(cluster: Cluster, namespace: str, assignments: tuple[Assign
     return len(changed)
 
 
-async def _tell_bindings(
-    cluster: Cluster, cache: PrefixCache, snapshot: Snapshot, pairing: Pairing, now: datetime
-) -> int:
-    """Write the status of the cards' bindings. Of several caches on a card, the first by name speaks for it."""
+async def _tell_bindings(cluster: Cluster, snapshot: Snapshot, cards: Collection[str], now: datetime) -> int:
+    """Write the status of the bindings of these cards."""
     nodes = {node.name: node for node in snapshot.nodes}
-    mine = {pair.card for pair in pairing.pairs if _speaker(pair.card, snapshot) == (cache.namespace, cache.name)}
     written = 0
     for binding in snapshot.bindings:
-        if binding.spec.dpu_node not in mine:
+        if binding.spec.dpu_node not in cards:
             continue
         plane = (snapshot.planes or {}).get(binding.spec.dpu_node)
         status = binding_status(binding, plane, nodes, binding.metadata.generation, now).dump()
@@ -210,42 +212,13 @@ async def _tell_bindings(
     return written
 
 
-def _speaker(card: str, snapshot: Snapshot) -> tuple[str, str] | None:
-    for cache in sorted(snapshot.caches, key=lambda each: (each.namespace, each.name)):
-        if PlaceName.DPU not in cache.spec.placement.order or cache.metadata.being_deleted:
-            continue
-        if any(
-            pair.card == card for pair in resolve(snapshot.nodes, snapshot.bindings, cache.spec.placement.dpu).pairs
-        ):
-            return cache.namespace, cache.name
-    return None
-
-
-async def _tell_status(
-    cluster: Cluster, cache: PrefixCache, body: Json, status: PrefixCacheStatus, now: datetime
-) -> int:
-    if status.dump() == body.get("status"):
-        return 0
-    await cluster.write_status(Ref(PREFIX_CACHE, cache.namespace, cache.name), status.dump())
-    before = next((each for each in cache.status.conditions if each.type == READY), None)
-    after = next(each for each in status.conditions if each.type == READY)
-    if before is None or (before.status, before.reason) != (after.status, after.reason):
-        await cluster.create_event(condition_event(cache, after, now))
-        return 2
-    return 1
-
-
-async def _refuse(cluster: Cluster, ref: Ref, body: Json, message: str, now: datetime) -> Result:
-    metadata = PrefixCache.model_validate({"metadata": body["metadata"]}).metadata
-    try:
-        before = PrefixCacheStatus.model_validate(body.get("status", {})).conditions
-    except ValueError:
-        before = []
-    status = invalid_status(before, metadata.generation, message, now)
-    if status == body.get("status"):
-        return Result()
-    await cluster.write_status(ref, status)
-    return Result(writes=1)
+def _spoken_for(cache: PrefixCache, pairings: Iterable[tuple[PrefixCache, Pairing]]) -> set[str]:
+    """Return the cards whose bindings this cache tells of: of several caches on a card, the first by name does."""
+    speakers: dict[str, tuple[str, str]] = {}
+    for each, pairing in pairings:
+        for pair in pairing.pairs:
+            speakers.setdefault(pair.card, each.key)
+    return {card for card, speaker in speakers.items() if speaker == cache.key}
 
 
 def _data(snapshot: Snapshot, name: str) -> dict[str, str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from shadowserve_crds.conditions import Condition, ConditionStatus, Reason, condition, merged, summary
+from shadowserve_crds.conditions import READY, Condition, ConditionStatus, Reason, condition, merged, summary
 from shadowserve_crds.dpubinding import DPUBinding, DPUBindingCondition, DPUBindingStatus
 from shadowserve_crds.inferencepool import InferencePoolStatus
 from shadowserve_crds.prefixcache import (
@@ -73,14 +73,20 @@ def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheS
 
 def settled(status: PrefixCacheStatus | InferencePoolStatus) -> bool:
     """Return whether nothing is expected to change by itself."""
-    return all(each.reason != Reason.PENDING for each in status.conditions if each.type == "Ready")
+    return all(each.reason != Reason.PENDING for each in status.conditions if each.type == READY)
 
 
-def invalid_status(cache_status: Sequence[Condition], generation: int, message: str, now: datetime) -> Json:
-    """Return the status of a resource that cannot be worked with."""
-    ready = condition("Ready", False, Reason.FAILED, message)
-    conditions = merged(cache_status, [ready], generation, now)
-    return PrefixCacheStatus(observed_generation=generation, conditions=list(conditions)).dump()
+def invalid_status(
+    kind: type[PrefixCacheStatus | InferencePoolStatus],
+    before: Sequence[Condition],
+    generation: int,
+    message: str,
+    now: datetime,
+) -> Json:
+    """Return the status of a resource that cannot be worked with; `before` are the conditions it has."""
+    ready = condition(READY, False, Reason.FAILED, message)
+    conditions = merged(before, [ready], generation, now)
+    return kind(observed_generation=generation, conditions=list(conditions)).dump()
 
 
 def binding_status(

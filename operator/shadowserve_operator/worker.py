@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 
 from shadowserve_operator.errors import ApiUnavailable, Conflict, OperatorError
 from shadowserve_operator.metrics import OperatorMetrics
@@ -85,8 +86,6 @@ async def keep(
 
 
 async def _wait(poked: asyncio.Event, seconds: float) -> None:
-    try:
+    with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await poked.wait()
-    except TimeoutError:
-        pass

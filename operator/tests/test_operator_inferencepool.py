@@ -7,6 +7,7 @@ import pytest
 from fakes import FakeCluster, Killed
 
 from shadowserve_crds import names
+from shadowserve_crds.inferencepool import InferencePoolStatus
 from shadowserve_operator.kinds import (
     DEPLOYMENT,
     DISRUPTION_BUDGET,
@@ -220,6 +221,8 @@ async def test_an_invalid_pool_says_why_and_keeps_what_runs() -> None:
     await until_quiet(cluster)
     assert conditions(cluster) == {"Ready": ("False", "Failed")}
     assert "spec.port" in message(cluster, "Ready")
+    known = set(InferencePoolStatus.model_json_schema(by_alias=True)["properties"])
+    assert set(cluster.objects[POOL]["status"]) <= known, "the API server refuses fields of another kind"
     assert ENGINES in cluster.objects
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import kopf
 
 from shadowserve_crds import names
+from shadowserve_operator.handlers.keeping import register_kind
 from shadowserve_operator.kinds import INFERENCE_POOL
 from shadowserve_operator.pool_reconcile import reconcile_inferencepool
 from shadowserve_operator.runtime import Runtime
-from shadowserve_operator.worker import keep
 
 _KIND = INFERENCE_POOL.name
 _OURS = {names.MANAGED_BY_LABEL: names.MANAGED_BY}
@@ -18,22 +18,7 @@ _OWN_KINDS = ("deployments.apps", "services", "poddisruptionbudgets.policy")
 
 def register(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
     """Tell kopf what starts a reconcile."""
-    place = (names.GROUP, names.VERSION, INFERENCE_POOL.plural)
-
-    @kopf.daemon(*place, registry=registry, cancellation_timeout=10.0)
-    async def keep_inferencepool(namespace: str | None, name: str, **_: Any) -> None:
-        space = namespace or ""
-        await keep(
-            (_KIND, space, name),
-            lambda: reconcile_inferencepool(runtime.cluster, space, name, runtime.settings, runtime.clock),
-            runtime.pokes,
-            runtime.metrics,
-            runtime.settings.drift_interval,
-        )
-
-    @kopf.on.event(*place, registry=registry)
-    async def pool_changed(namespace: str | None, name: str, **_: Any) -> None:
-        runtime.pokes.poke(_KIND, namespace or "", name)
+    register_kind(registry, runtime, INFERENCE_POOL, reconcile_inferencepool)
 
     @kopf.on.event(names.GROUP, names.VERSION, "prefixcaches", registry=registry)
     async def cache_changed(namespace: str | None, **_: Any) -> None:

@@ -7,10 +7,10 @@ import kopf
 
 from shadowserve_crds import names
 from shadowserve_operator.errors import ApiUnavailable, Conflict
+from shadowserve_operator.handlers.keeping import register_kind
 from shadowserve_operator.kinds import PREFIX_CACHE
 from shadowserve_operator.reconcile import forget_prefixcache, reconcile_prefixcache
 from shadowserve_operator.runtime import Runtime
-from shadowserve_operator.worker import keep
 
 _KIND = PREFIX_CACHE.name
 _OURS = {names.MANAGED_BY_LABEL: names.MANAGED_BY}
@@ -32,30 +32,15 @@ def register(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
 
 def _register_own(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
     """Register what happens to a PrefixCache itself."""
-    place = (names.GROUP, names.VERSION, PREFIX_CACHE.plural)
+    register_kind(registry, runtime, PREFIX_CACHE, reconcile_prefixcache)
 
-    @kopf.daemon(*place, registry=registry, cancellation_timeout=10.0)
-    async def keep_prefixcache(namespace: str | None, name: str, **_: Any) -> None:
-        space = namespace or ""
-        await keep(
-            (_KIND, space, name),
-            lambda: reconcile_prefixcache(runtime.cluster, space, name, runtime.settings, runtime.clock),
-            runtime.pokes,
-            runtime.metrics,
-            runtime.settings.drift_interval,
-        )
-
-    @kopf.on.delete(*place, registry=registry)
+    @kopf.on.delete(names.GROUP, names.VERSION, PREFIX_CACHE.plural, registry=registry)
     async def forget(namespace: str | None, name: str, **_: Any) -> None:
         try:
             await forget_prefixcache(runtime.cluster, namespace or "", name, runtime.settings)
         except (ApiUnavailable, Conflict) as error:
             raise kopf.TemporaryError(str(error), delay=2.0) from error
         runtime.pokes.poke(_KIND)
-
-    @kopf.on.event(*place, registry=registry)
-    async def changed(namespace: str | None, name: str, **_: Any) -> None:
-        runtime.pokes.poke(_KIND, namespace or "", name)
 
 
 def _register_around(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:

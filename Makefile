@@ -5,11 +5,12 @@ ARGS ?=
 LAB := PYTHONPATH=e2e_tests $(PYTHON) -m shadowserve_lab
 DEV := $(LAB) run --with dev
 STACK := $(LAB) run --with store --with dev --with engine --with model
+BENCH := $(STACK) --with kv python dataplane_image/bench/run.py
 
-.PHONY: help setup check test unit engine-test cluster-test soak demo-local generate format bench bench-ttft bench-codec bench-operator clean
+.PHONY: help setup check test unit engine-test cluster-test soak demo-local generate format bench bench-quick bench-operator clean
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Make all environments, the model and a store server (once; a few minutes)
 	@$(LAB) setup
@@ -50,13 +51,14 @@ format: ## Fix what ruff can fix
 	@$(DEV) ruff check --fix .
 	@$(DEV) ruff format .
 
-bench: bench-ttft bench-codec ## All benchmarks; each prints JSON lines
+bench: ## All benchmarks of the data plane: a table of ratios and goals, every figure in bench-results.jsonl
+	@$(BENCH) $(ARGS)
 
-bench-ttft: ## Time to first token by a remote hit, against a local hit and against computing
-	@$(STACK) python dataplane_image/bench/engine_ttft.py $(ARGS)
+bench-quick: ## The same with fewer samples, in under ten minutes
+	@$(BENCH) --quick $(ARGS)
 
-bench-codec: ## What the tiers do to the model's predictions, and what they save
-	@$(STACK) sh -c '"$$SHADOWSERVE_LAB_ENGINE/bin/python" dataplane_image/bench/codec.py $(ARGS)'
+bench-%: ## One of them: make bench-pipeline, bench-codec, ... ARGS="-- --help" shows its options
+	@$(BENCH) $* $(ARGS)
 
 bench-operator: ## Two hundred pools on a real API server: until they are told of, memory, writes afterwards
 	@$(DEV) python e2e_tests/bench_operator_pools.py $(ARGS)

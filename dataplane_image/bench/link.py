@@ -1,0 +1,116 @@
+"""A link of a given rate, as a process of its own: `link.py TARGET_PORT`, then bits per second on stdin, a line each.
+
+A token bucket with 30 ms of credit for all connections together. Replies are moved by splice(2), so a fast link costs
+little of the processor time that the measured process needs too.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+_PIECE = 256 * 1024
+_CREDIT_SECONDS = 0.03
+_SECONDS = 10.0
+
+
+class ShapedLink:
+    """The process; use as a context manager. `port` is where to connect to instead of the target."""
+
+    def __init__(self, target_port: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__)), str(target_port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        self.port = int(self._process.stdout.readline())
+
+    def limit(self, bits_per_second: float) -> None:
+        """Set the rate; returns when it holds."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{bits_per_second}\n")
+        self._process.stdin.flush()
+        self._process.stdout.readline()
+
+    def __enter__(self) -> "ShapedLink":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._process.kill()
+        self._process.wait(_SECONDS)
+
+
+class _Bucket:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bytes_per_second = 0.0
+        self._credit_at = 0.0
+
+    def limit(self, bits_per_second: float) -> None:
+        with self._lock:
+            self._bytes_per_second = bits_per_second / 8
+            self._credit_at = time.monotonic()
+
+    def pass_on(self, size: int) -> None:
+        """Return when `size` bytes may have passed."""
+        with self._lock:
+            if not self._bytes_per_second:
+                return
+            now = time.monotonic()
+            self._credit_at = max(self._credit_at, now - _CREDIT_SECONDS) + size / self._bytes_per_second
+            wait = self._credit_at - now
+        if wait > 0:
+            time.sleep(wait)
+
+
+def _forward(source: socket.socket, sink: socket.socket, bucket: _Bucket | None) -> None:
+    reading, writing = os.pipe()
+    with suppress(OSError):
+        while moved := os.splice(source.fileno(), writing, _PIECE):
+            if bucket is not None:
+                bucket.pass_on(moved)
+            while moved:
+                moved -= os.splice(reading, sink.fileno(), moved)
+    for end in (source, sink):
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+    os.close(reading)
+    os.close(writing)
+
+
+def _serve(target_port: int) -> None:
+    bucket, listener = _Bucket(), socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=_obey, args=(bucket,), daemon=True).start()
+    print(listener.getsockname()[1], flush=True)
+    while True:
+        client, _ = listener.accept()
+        server = socket.create_connection(("127.0.0.1", target_port), _SECONDS)
+        server.settimeout(None)
+        for end in (client, server):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for source, sink, paced in ((client, server, None), (server, client, bucket)):
+            threading.Thread(target=_forward, args=(source, sink, paced), daemon=True).start()
+
+
+def _obey(bucket: _Bucket) -> None:
+    for line in sys.stdin:
+        bucket.limit(float(line))
+        print("set", flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))

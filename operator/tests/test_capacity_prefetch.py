@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from shadowserve_capacity.errors import ProposalFault, TargetFault
 from shadowserve_capacity.prefetch.chain import run_serial
-from shadowserve_capacity.prefetch.master import Master
-from shadowserve_capacity.prefetch.predictors import Comparison, ConstantRate, Naive, PartialData, Predictor
+from shadowserve_capacity.prefetch.evidence import Comparison, Decision, Normal
+from shadowserve_capacity.prefetch.master import Master, Policy
+from shadowserve_capacity.prefetch.predictors import ConstantRate, Naive, PaperPartialData, PartialData, Predictor
 from shadowserve_capacity.prefetch.problem import Adaptation, Problem, Proposed, State
 from shadowserve_capacity.prefetch.simulated import Cluster, Faults, run_simulated
 
@@ -36,8 +37,11 @@ class Inverted:
     def probability(self, comparison: Comparison) -> float:
         return 1.0 - self.inner.probability(comparison)
 
-    def learn(self, accepted: bool, difference: float) -> None:
-        self.inner.learn(accepted, difference)
+    def expect(self, new: State, old: State) -> Normal | None:
+        return self.inner.expect(new, old)
+
+    def learn(self, decision: Decision) -> None:
+        self.inner.learn(decision)
 
 
 @dataclass
@@ -47,7 +51,10 @@ class Erratic:
     def probability(self, comparison: Comparison) -> float:
         return float(self.rng.choice([0.0, 1.0, np.nan, self.rng.random()]))
 
-    def learn(self, accepted: bool, difference: float) -> None:
+    def expect(self, new: State, old: State) -> Normal | None:
+        return Normal(float(self.rng.normal()), float(self.rng.exponential()))
+
+    def learn(self, decision: Decision) -> None:
         pass
 
 
@@ -62,7 +69,8 @@ class Truncated:
                 return Proposed(candidate, 0.01)
 
 
-PREDICTORS = [Naive, ConstantRate, PartialData, Inverted, Erratic]
+PREDICTORS = [Naive, ConstantRate, PaperPartialData, PartialData, Inverted, Erratic]
+POLICIES = [Policy(), Policy(split=1, workers=3), Policy(split=3, workers=7), Policy(descent=4, finish_dead=True)]
 
 
 def gaussian_problem(seed: int = 1, iterations: int = 120, **changes: object) -> Problem:
@@ -85,20 +93,21 @@ def test_any_predictor_and_worker_count_gives_the_serial_bytes(predictor: type, 
     predictor=st.sampled_from(PREDICTORS),
     faults=st.builds(Faults, st.floats(0, 0.5), st.floats(0, 0.2), st.floats(0, 0.5), st.integers(0, 1000)),
     proposal=st.booleans(),
+    policy=st.sampled_from(POLICIES),
 )
 def test_slow_dying_repeating_workers_cost_time_only(
-    seed: int, workers: int, predictor: type, faults: Faults, proposal: bool
+    seed: int, workers: int, predictor: type, faults: Faults, proposal: bool, policy: Policy
 ) -> None:
     changes: dict[str, object] = {"proposal": Truncated()} if proposal else {}
     problem = gaussian_problem(seed, 12, **changes)
-    run = run_simulated(problem, Cluster(workers, message_seconds=0.3, faults=faults), predictor())
+    run = run_simulated(problem, Cluster(workers, message_seconds=0.3, faults=faults), predictor(), policy)
     assert run.chain.sha256 == run_serial(problem).sha256
 
 
 def test_one_worker_wastes_nothing() -> None:
     run = run_simulated(gaussian_problem(), Cluster(1), Naive())
-    assert run.speedup == pytest.approx(1.0)
-    assert run.wasted == 0.0
+    assert run.speedup == pytest.approx(1.0, rel=0.01)
+    assert run.wasted < 0.01, "but for the terms that are asked for again, as a check on the target"
 
 
 def test_looking_at_data_speeds_burn_in_up() -> None:
@@ -117,9 +126,9 @@ def test_a_target_that_changes_its_answer_is_named() -> None:
     master = Master(gaussian_problem(), Naive())
     task = master.assign(0)
     assert task is not None
-    master.update(0, task.node, 0, -1.0)
+    master.update(0, task.node, 0, [-1.0])
     with pytest.raises(TargetFault, match="changed its answer: batch 0"):
-        master.update(0, task.node, 0, -1.5)
+        master.update(0, task.node, 0, [-1.5])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -137,3 +146,52 @@ def test_a_proposal_of_the_wrong_shape_is_refused() -> None:
 
     with pytest.raises(ProposalFault, match=r"shape \(1,\)"):
         run_serial(gaussian_problem(proposal=Wrong()))
+
+
+class Raising(Gaussian):
+    """Cannot be evaluated beyond a wall that the chain never reaches, only speculation does."""
+
+    wall = 1e9
+
+    def log_likelihood(self, theta: State, batch: int) -> float:
+        if theta.max() > self.wall:
+            raise ValueError("beyond the wall")
+        return super().log_likelihood(theta, batch)
+
+
+def test_a_fault_where_only_speculation_went_is_no_fault() -> None:
+    problem = gaussian_problem(start=np.full(3, 1.0), adaptation=Adaptation(2.0, None), iterations=60)
+    states: list[float] = []
+    chain = run_serial(problem)
+    for iteration in range(60):
+        before = problem.start if iteration == 0 else chain.states[iteration - 1]
+        states.append(float(problem.propose(before, 2.0, iteration).theta.max()))
+    target = Raising(problem.target.data)  # type: ignore[attr-defined]
+    target.wall = max(states)
+    fenced = gaussian_problem(
+        target=target, start=np.full(3, 1.0), adaptation=Adaptation(2.0, None), iterations=60
+    )  # fmt: skip
+    assert run_simulated(fenced, Cluster(64), Erratic()).chain.sha256 == chain.sha256
+    target.wall = sorted(states)[-2]
+    with pytest.raises(TargetFault, match="beyond the wall"):
+        run_simulated(fenced, Cluster(64), Erratic())
+
+
+def test_a_target_that_changes_its_answers_is_found_out_by_asking_again() -> None:
+    class Drifting(Gaussian):
+        asked = 0
+
+        def log_likelihood(self, theta: State, batch: int) -> float:
+            self.asked += 1
+            return super().log_likelihood(theta, batch) + 1e-9 * self.asked
+
+    with pytest.raises(TargetFault, match="changed its answer"):
+        run_simulated(gaussian_problem(target=Drifting(np.zeros((10, 20, 3))), iterations=20), Cluster(4))
+
+
+def test_splitting_evaluations_keeps_all_workers_useful() -> None:
+    problem = gaussian_problem(start=np.full(3, 1.0), adaptation=Adaptation(-4.0))
+    alone = run_simulated(problem, Cluster(8), PartialData())
+    split = run_simulated(problem, Cluster(8), PartialData(), Policy(split=1, workers=8))
+    assert split.speedup > 1.2 * alone.speedup
+    assert split.chain.sha256 == alone.chain.sha256

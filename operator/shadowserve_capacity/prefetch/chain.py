@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shadowserve_capacity.errors import TargetFault
-from shadowserve_capacity.prefetch.problem import Problem, State, accepts
+from shadowserve_capacity.prefetch.problem import Problem, State, accepts, added
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,4 @@ def log_density(problem: Problem, theta: State) -> float:
     prior = problem.log_prior(theta)
     if prior == -np.inf:
         return prior
-    total = 0.0
-    for batch in range(problem.target.batches):
-        total += problem.evaluate(theta, batch)
-    return prior + total
+    return prior + added([problem.evaluate(theta, batch) for batch in range(problem.target.batches)])

@@ -8,7 +8,12 @@ for its accept child, its own rival for its reject child. All nodes of one itera
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from shadowserve_capacity.prefetch.problem import Problem, State, accepts
+from shadowserve_capacity.errors import CapacityError
+from shadowserve_capacity.prefetch.evidence import Normal, Pairs
+from shadowserve_capacity.prefetch.problem import Problem, State, accepts, added
+
+NOWHERE = float("-inf")
+UNKNOWN = float("nan")
 
 
 @dataclass(slots=True, eq=False)
@@ -24,34 +29,61 @@ class Node:
     log_ratio: float
     log_uniform: float
     log_prior: float
-    batches: int
-    terms: list[float] = field(default_factory=list)
-    total: float = 0.0
+    terms: list[float]
+    """Of each batch; NaN where it is not known. Batches may come in any order and are added left to right."""
+    missing: int
+    total: float = UNKNOWN
+    pairs: Pairs = field(default_factory=Pairs)
     accept: "Node | None" = None
     reject: "Node | None" = None
     probability: float = 0.5
-    predicted: bool = False
-    worker: int | None = None
+    expected: Normal | None = None
+    """The difference to the rival, as guessed before any data."""
+    best: float = 0.0
+    """Highest probability, seen from here, of a node at or below here that wants a worker."""
+    free: list[tuple[int, int]] = field(default_factory=list)
+    """Ranges of batches that nobody has or does."""
+    holders: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Workers by what they have yet to do."""
+    entered: bool = False
+    """Whether the predictor has seen it."""
+    fault: CapacityError | None = None
+    """Why it cannot be evaluated; matters only if the chain really comes here."""
+
+    @property
+    def batches(self) -> int:
+        """Return how many terms the density has."""
+        return len(self.terms)
 
     @property
     def complete(self) -> bool:
         """Return whether the density is known exactly."""
-        return len(self.terms) == self.batches or self.log_prior == float("-inf")
+        return self.missing == 0
 
     @property
     def log_density(self) -> float:
         """Return the density of a complete node, added as the serial run adds it."""
-        return self.log_prior if self.log_prior == float("-inf") else self.log_prior + self.total
+        return self.log_prior if self.log_prior == NOWHERE else self.log_prior + self.total
 
-    def add(self, term: float) -> None:
-        """Add the next batch's term."""
-        self.terms.append(term)
-        self.total += term
+    def take(self, batch: int, term: float) -> None:
+        """Set an unknown term, and tell every node it can be compared with."""
+        self.terms[batch] = term
+        self.missing -= 1
+        if self.missing == 0:
+            self.total = added(self.terms)
+        if self.rival is not None:
+            old = self.rival.terms[batch]
+            if old == old:
+                self.pairs.add(term, old)
+        for other in self.tested():
+            new = other.terms[batch]
+            if new == new:
+                other.pairs.add(new, term)
 
     def decided(self) -> bool | None:
         """Return whether this candidate is accepted over its rival; None while either is incomplete."""
         rival = self.rival
-        if rival is None or not (self.complete and rival.complete):
+        if rival is None or self.missing or rival.missing or self.fault is not None or rival.fault is not None:
             return None
         return accepts(self.log_uniform, self.log_ratio, self.log_density, rival.log_density)
 
@@ -63,13 +95,41 @@ class Node:
             node, parent = parent, parent.parent
         return result
 
-    def compared(self) -> Iterator["Node"]:
-        """Yield this node and every node that is tested against it: those whose prediction its terms change."""
-        yield self
+    def tested(self) -> Iterator["Node"]:
+        """Yield every node whose rival this is."""
         node = self.accept
         while node is not None:
             yield node
             node = node.reject
+
+    def claim(self, worker: int, most: int) -> tuple[int, int]:
+        """Give `worker` the first free batches, at most `most`; return their range."""
+        start, stop = self.free.pop(0)
+        end = min(stop, start + most)
+        if end < stop:
+            self.free.insert(0, (end, stop))
+        self.holders[worker] = (start, end)
+        return start, end
+
+    def release(self, worker: int) -> None:
+        """Take back from `worker` what it has not done."""
+        start, stop = self.holders.pop(worker)
+        self.give_back(start, stop)
+
+    def give_back(self, start: int, stop: int) -> None:
+        """Make the unknown batches of a range free."""
+        for batch in range(start, stop):
+            term = self.terms[batch]
+            if term != term:
+                self.free.append((batch, batch + 1))
+        self.free.sort()
+        joined: list[tuple[int, int]] = []
+        for first, last in self.free:
+            if joined and joined[-1][1] == first:
+                joined[-1] = (joined[-1][0], last)
+            else:
+                joined.append((first, last))
+        self.free = joined
 
 
 class Jobtree:
@@ -79,16 +139,24 @@ class Jobtree:
         self._problem = problem
         self._numbers = 0
         self.nodes: dict[int, Node] = {}
+        batches = problem.target.batches
         prior = problem.log_prior(start)
-        self.state = Node(0, iteration - 1, None, None, start, log_scale, 0.0, 0.0, prior, problem.target.batches)
+        self.state = Node(
+            0, iteration - 1, None, None, start, log_scale, 0.0, 0.0, prior, [UNKNOWN] * batches, batches
+        )  # fmt: skip
+        self.state.free.append((0, batches))
         self.nodes[0] = self.state
         self.front = self._grow(None, self.state, iteration, log_scale)
         self.state.accept = self.front
 
+    def may_grow(self, node: Node) -> bool:
+        """Return whether the chain goes on after `node`."""
+        return node.iteration + 1 < self._problem.iterations and node.fault is None
+
     def child(self, node: Node, accepted: bool) -> Node | None:
         """Return the child of `node`, made now if it is new; None past the last iteration."""
         known = node.accept if accepted else node.reject
-        if known is not None or node.iteration + 1 >= self._problem.iterations:
+        if known is not None or not self.may_grow(node):
             return known
         rival = node if accepted else node.rival
         assert rival is not None
@@ -126,12 +194,23 @@ class Jobtree:
             self.state.accept = self.front = following
 
     def _grow(self, parent: Node | None, rival: Node, iteration: int, log_scale: float) -> Node:
-        problem = self._problem
-        proposed = problem.propose(rival.theta, log_scale, iteration)
+        problem, fault = self._problem, None
+        theta, log_ratio, prior = rival.theta, 0.0, 0.0
+        try:
+            proposed = problem.propose(rival.theta, log_scale, iteration)
+            theta, log_ratio = proposed.theta, proposed.log_ratio
+            prior = problem.log_prior(theta)
+        except CapacityError as error:
+            fault = error
         self._numbers += 1
+        batches = problem.target.batches
         node = Node(
-            self._numbers, iteration, parent, rival, proposed.theta, log_scale, proposed.log_ratio,
-            problem.log_uniform(iteration), problem.log_prior(proposed.theta), problem.target.batches,
+            self._numbers, iteration, parent, rival, theta, log_scale, log_ratio, problem.log_uniform(iteration),
+            prior, [UNKNOWN] * batches, batches, fault=fault,
         )  # fmt: skip
+        if prior == NOWHERE:
+            node.missing = 0
+        elif fault is None:
+            node.free.append((0, batches))
         self.nodes[node.number] = node
         return node

@@ -1,29 +1,52 @@
 """The master: gives out work, takes in terms, and emits the chain. It does no I/O and knows no clock."""
 
-import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from shadowserve_capacity.errors import TargetFault
+import numpy as np
+
+from shadowserve_capacity.errors import CapacityError, TargetFault
 from shadowserve_capacity.prefetch.chain import Chain, Step
-from shadowserve_capacity.prefetch.jobtree import Jobtree, Node
-from shadowserve_capacity.prefetch.predictors import Comparison, Predictor, clipped
+from shadowserve_capacity.prefetch.evidence import Comparison, Decision
+from shadowserve_capacity.prefetch.jobtree import NOWHERE, Jobtree, Node
+from shadowserve_capacity.prefetch.predictors import Predictor, clipped
 from shadowserve_capacity.prefetch.problem import Problem, State, checked_term
 
-_REASSIGN = 1.1
+_AUDIT_EVERY = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How work is given out.
+
+    `split` is the least number of batches worth a message of their own, when several workers may share one
+    evaluation; None: one worker evaluates a candidate. `workers` sizes the shares. A worker is called off when
+    something else is `reassign` times as probable.
+
+    `descent` is a seed for the published scheduler, which draws a path instead of taking the best; it also lets
+    workers finish candidates that the chain can no longer visit (`finish_dead`).
+    """
+
+    split: int | None = None
+    workers: int = 1
+    reassign: float = 1.1
+    descent: int | None = None
+    finish_dead: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Evaluate batches of `theta` from `batch` on, one after the other, until told to stop."""
+    """Evaluate batches `first` to `stop` - 1 of `theta`, one after the other, until called off."""
 
     node: int
     theta: State
-    batch: int
+    first: int
+    stop: int
 
 
 class Verdict(Enum):
-    """What a worker does after a term: go on with the next batch, or ask for another task."""
+    """What a worker does after an answer: go on, or ask for another task."""
 
     CONTINUE = "Continue"
     STOP = "Stop"
@@ -32,16 +55,20 @@ class Verdict(Enum):
 class Master:
     """Owns the jobtree of one chain. Terms may come late, twice or never: they cost time, not the result."""
 
-    def __init__(self, problem: Problem, predictor: Predictor) -> None:
+    def __init__(self, problem: Problem, predictor: Predictor, policy: Policy = Policy()) -> None:
         self._problem = problem
         self._predictor = predictor
+        self._policy = policy
+        self._rng = None if policy.descent is None else np.random.default_rng(policy.descent)
         self._tree = Jobtree(problem, problem.start, 0, problem.adaptation.log_scale)
-        if self._tree.state.log_prior == float("-inf"):
+        if self._tree.state.log_prior == NOWHERE:
             raise TargetFault("the start lies outside the prior's support")
         self._working: dict[int, Node] = {}
-        self._abandoned: list[int] = []
+        self._called_off: list[int] = []
+        self._audit: Task | None = None
         self.steps: list[Step] = []
         self.useful_terms = 0
+        self._enter(self._tree.front)
 
     @property
     def done(self) -> bool:
@@ -54,38 +81,63 @@ class Master:
         return Chain.of(self.steps, self._problem.start.shape[0])
 
     def assign(self, worker: int) -> Task | None:
-        """Return the most probable work that nobody does, now `worker`'s; None when the chain is out."""
+        """Return the most probable work that nobody does, now `worker`'s; None when there is none."""
         self.lost(worker)
-        node = None if self.done else self._best()
+        if self._audit is not None:
+            task, self._audit = self._audit, None
+            return task
+        node = None if self.done else self._drawn() if self._rng is not None else self._best()
         if node is None:
             return None
-        node.worker = worker
+        start, stop = node.claim(worker, self._share(node))
         self._working[worker] = node
-        return Task(node.number, node.theta, len(node.terms))
+        self._refresh(node)
+        return Task(node.number, node.theta, start, stop)
 
     def lost(self, worker: int) -> None:
         """Free what `worker` had: it died, stalled, or asks for something else. Its terms stay."""
         node = self._working.pop(worker, None)
         if node is not None:
-            node.worker = None
+            node.release(worker)
+            self._refresh(node)
 
-    def abandoned(self) -> list[int]:
-        """Return, once, the workers whose task died since the last call."""
-        workers, self._abandoned = self._abandoned, []
+    def called_off(self) -> list[int]:
+        """Return, once, the workers whose task has become useless since the last call."""
+        workers, self._called_off = self._called_off, []
         return workers
 
-    def update(self, worker: int, number: int, batch: int, term: float) -> Verdict:
-        """Take the term of one batch; raises TargetFault when it is not finite or contradicts an earlier answer."""
-        checked_term(term, batch)
+    def update(self, worker: int, number: int, first: int, terms: Sequence[float]) -> Verdict:
+        """Take terms of consecutive batches; raises TargetFault when they contradict earlier ones."""
         node = self._tree.nodes.get(number)
-        if node is None or batch > len(node.terms):
-            return Verdict.STOP
-        if batch < len(node.terms):
-            self._same(node, batch, term)
-        else:
-            node.add(term)
+        if node is None:
+            return Verdict.CONTINUE if self._policy.finish_dead else Verdict.STOP
+        fresh = False
+        for batch, term in enumerate(terms, first):
+            known = node.terms[batch]
+            if known == known:
+                self._same(node, batch, term)
+                continue
+            try:
+                node.take(batch, checked_term(term, batch))
+            except TargetFault as error:
+                self.failed(number, error)
+                return Verdict.STOP
+            fresh = True
+        self._progress(worker, node, first + len(terms))
+        if fresh:
             self._settle(node)
         return self._verdict(worker, number)
+
+    def failed(self, number: int, fault: CapacityError) -> None:
+        """Note that a candidate cannot be evaluated; raises when the chain has come to it."""
+        node = self._tree.nodes.get(number)
+        if node is None:
+            return
+        node.fault = fault
+        node.free.clear()
+        self._free_holders(node)
+        self._refresh(node)
+        self._emit()
 
     def _same(self, node: Node, batch: int, term: float) -> None:
         if node.terms[batch] != term:
@@ -94,29 +146,53 @@ class Master:
                 f"was {node.terms[batch]!r}, then {term!r}"
             )
 
+    def _progress(self, worker: int, node: Node, done: int) -> None:
+        if self._working.get(worker) is not node:
+            return
+        _, stop = node.holders[worker]
+        if done >= stop:
+            self.lost(worker)
+        else:
+            node.holders[worker] = (done, stop)
+
     def _verdict(self, worker: int, number: int) -> Verdict:
         node = self._working.get(worker)
-        if node is None or node.number != number or node.complete:
+        if node is None or node.number != number:
             return Verdict.STOP
-        other = self._best()
-        if other is not None and other.utility() > _REASSIGN * node.utility():
-            return Verdict.STOP
-        return Verdict.CONTINUE
+        return Verdict.STOP if self._better(node) else Verdict.CONTINUE
+
+    def _better(self, node: Node) -> bool:
+        """Return whether something that nobody does is clearly more probable than `node`."""
+        if node is self._tree.state:
+            return False
+        if self._rng is not None:
+            other = self._drawn()
+            return other is not None and other.utility() >= self._policy.reassign * node.utility()
+        best = 1.0 if self._wanting(self._tree.state) else self._tree.front.best
+        return best > self._policy.reassign * node.utility()
 
     def _settle(self, changed: Node) -> None:
-        for node in changed.compared():
+        self._predict(changed)
+        for node in changed.tested():
             self._predict(node)
-        if changed.complete and changed.worker is not None:
-            self.lost(changed.worker)
+        if changed.complete:
+            self._free_holders(changed)
+            self._refresh(changed)
         self._emit()
+
+    def _free_holders(self, node: Node) -> None:
+        for worker in list(node.holders):
+            self._called_off.append(worker)
+            self.lost(worker)
 
     def _predict(self, node: Node) -> None:
         if node.rival is None:
             return
-        node.predicted = True
         decided = node.decided()
         if decided is None:
-            node.probability = clipped(self._predictor.probability(_comparison(node)))
+            if node.log_prior != NOWHERE:
+                node.probability = clipped(self._predictor.probability(_comparison(node)))
+            self._refresh(node)
             return
         node.probability = float(decided)
         losing = node.reject if decided else node.accept
@@ -125,56 +201,124 @@ class Master:
         else:
             node.accept = None
         for dead in self._tree.prune(losing):
-            if dead.worker is not None:
-                self._abandoned.append(dead.worker)
-                self.lost(dead.worker)
+            self._bury(dead)
+        self._refresh(node)
+
+    def _bury(self, dead: Node) -> None:
+        for worker in dead.holders:
+            del self._working[worker]
+            if not self._policy.finish_dead:
+                self._called_off.append(worker)
+        dead.holders.clear()
 
     def _emit(self) -> None:
         while not self.done:
-            front = self._tree.front
+            state, front = self._tree.state, self._tree.front
+            if state.fault is not None:
+                raise state.fault
+            if front.fault is not None and state.complete:
+                raise front.fault
             accepted = front.decided()
             if accepted is None:
                 return
-            assert front.rival is not None
             self._predict(front)
-            self._predictor.learn(accepted, front.log_density - front.rival.log_density)
-            self.useful_terms += len(front.terms)
+            self._learn(front, accepted)
+            self.useful_terms += front.batches if front.log_prior != NOWHERE else 0
             self._tree.advance(accepted)
+            self._enter(self._tree.front)
             state = self._tree.state
             self.steps.append(Step(accepted, state.theta, state.log_density))
+            if len(self.steps) % _AUDIT_EVERY == 1:
+                batch = len(self.steps) // _AUDIT_EVERY % state.batches
+                self._audit = Task(state.number, state.theta, batch, batch + 1)
+
+    def _learn(self, front: Node, accepted: bool) -> None:
+        rival = front.rival
+        assert rival is not None
+        new, old = front.log_density, rival.log_density
+        self._predictor.learn(
+            Decision(accepted, front.theta, rival.theta, new, old, front.pairs, front.expected),
+        )
+
+    def _enter(self, node: Node) -> None:
+        """Give a node that is new its expectation and prediction."""
+        if node.entered or node.rival is None:
+            return
+        node.entered = True
+        if node.fault is None and node.log_prior == NOWHERE:
+            node.probability = 0.0
+        elif node.fault is None:
+            node.expected = self._predictor.expect(node.theta, node.rival.theta)
+        self._predict(node)
+
+    def _wanting(self, node: Node) -> bool:
+        return bool(node.free) and (self._policy.split is not None or not node.holders)
+
+    def _share(self, node: Node) -> int:
+        """Return how many batches to give: what is free in small shares, the smaller the less there is."""
+        if self._policy.split is None:
+            return node.batches
+        free = sum(stop - start for start, stop in node.free)
+        return max(self._policy.split, free // (2 * self._policy.workers))
+
+    def _refresh(self, node: Node | None) -> None:
+        """Bring `best` up to date from `node` upwards."""
+        while node is not None:
+            best = 1.0 if self._wanting(node) else max(self._sides(node))
+            if best == node.best:
+                return
+            node.best = best
+            node = node.parent
+
+    def _sides(self, node: Node) -> tuple[float, float]:
+        unborn = 1.0 if self._tree.may_grow(node) else 0.0
+        accept, reject = node.accept, node.reject
+        return (
+            node.probability * (unborn if accept is None else accept.best),
+            (1.0 - node.probability) * (unborn if reject is None else reject.best),
+        )
+
+    def _grown(self, node: Node, accepted: bool) -> Node | None:
+        known = node.accept if accepted else node.reject
+        if known is not None:
+            return known
+        child = self._tree.child(node, accepted)
+        if child is not None:
+            self._enter(child)
+            self._refresh(node)
+        return child
 
     def _best(self) -> Node | None:
-        """Return the idle, incomplete node of the highest utility, growing the tree best first."""
-        state = self._tree.state
-        if not state.complete and state.worker is None:
-            return state
-        self._emit()
-        if self.done:
-            return None
-        heap: list[tuple[float, int, Node]] = [(-1.0, self._tree.front.number, self._tree.front)]
-        while heap:
-            negative, _, node = heapq.heappop(heap)
-            if node.worker is None and not node.complete:
+        """Return the most probable node that wants a worker; the tree grows on the way."""
+        if self._wanting(self._tree.state):
+            return self._tree.state
+        node: Node | None = self._tree.front
+        while node is not None and node.best > 0.0:
+            if self._wanting(node):
                 return node
-            self._fresh(node)
-            for accepted, share in ((True, node.probability), (False, 1.0 - node.probability)):
-                child = self._tree.child(node, accepted) if share > 0.0 else None
-                if child is not None:
-                    heapq.heappush(heap, (negative * share, child.number, child))
+            accept, reject = self._sides(node)
+            fresh = (node.accept if accept >= reject else node.reject) is None
+            child = self._grown(node, accept >= reject)
+            node = self._tree.front if fresh and (child is None or not self._wanting(child)) else child
         return None
 
-    def _fresh(self, node: Node) -> None:
-        if not node.predicted:
-            self._predict(node)
+    def _drawn(self) -> Node | None:
+        """Return the node at the end of a random path drawn by the predictions, as the published scheduler does."""
+        assert self._rng is not None
+        if self._wanting(self._tree.state):
+            return self._tree.state
+        node: Node | None = self._tree.front
+        while node is not None and not self._wanting(node):
+            node = self._grown(node, bool(self._rng.random() < node.probability))
+        return node
 
 
 def _comparison(node: Node) -> Comparison:
     assert node.rival is not None
-    seen = min(len(node.terms), len(node.rival.terms))
     return Comparison(
         node.batches,
         node.log_prior - node.rival.log_prior,
         node.log_uniform + node.log_ratio,
-        tuple(node.terms[:seen]),
-        tuple(node.rival.terms[:seen]),
+        node.pairs,
+        node.expected,
     )

@@ -1,6 +1,7 @@
 """The problem a chain solves: target, proposal, start; and the two random streams."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -84,7 +85,11 @@ class Problem:
 
     def propose(self, theta: State, log_scale: float, iteration: int) -> Proposed:
         """Return the candidate of one iteration; raises ProposalFault when it is no state."""
-        proposed = self.proposal.propose(theta, log_scale, self._generator(_PROPOSAL_STREAM, iteration))
+        rng = self._generator(_PROPOSAL_STREAM, iteration)
+        try:
+            proposed = self.proposal.propose(theta, log_scale, rng)
+        except Exception as error:  # whatever the user's code raises, named by where
+            raise ProposalFault(f"iteration {iteration}: the proposal raised {error!r}") from error
         if proposed.theta.shape != theta.shape or proposed.theta.dtype != theta.dtype:
             raise ProposalFault(
                 f"iteration {iteration}: proposal has shape {proposed.theta.shape} and type {proposed.theta.dtype}, "
@@ -96,19 +101,39 @@ class Problem:
 
     def log_prior(self, theta: State) -> float:
         """Return the log prior, finite or -inf; raises TargetFault otherwise."""
-        value = float(self.target.log_prior(theta))
+        try:
+            value = float(self.target.log_prior(theta))
+        except Exception as error:  # whatever the user's code raises, named by where
+            raise TargetFault(f"log prior raised {error!r}") from error
         if math.isnan(value) or value == math.inf:
             raise TargetFault(f"log prior is {value}")
         return value
 
     def evaluate(self, theta: State, batch: int) -> float:
         """Return the finite term of one batch; raises TargetFault otherwise."""
-        return checked_term(float(self.target.log_likelihood(theta, batch)), batch)
+        return evaluated(self.target, theta, batch)
 
     def _generator(self, stream: int, iteration: int) -> np.random.Generator:
         key = np.array([self.seed, stream], dtype=np.uint64)
         counter = np.array([0, iteration, 0, 0], dtype=np.uint64)
         return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def added(terms: Sequence[float]) -> float:
+    """Return the sum, added left to right in double precision (the built-in `sum` compensates from Python 3.12 on)."""
+    total = 0.0
+    for term in terms:
+        total += term
+    return total
+
+
+def evaluated(target: Target, theta: State, batch: int) -> float:
+    """Return the finite term of one batch; raises TargetFault otherwise."""
+    try:
+        term = float(target.log_likelihood(theta, batch))
+    except Exception as error:  # whatever the user's code raises, named by where
+        raise TargetFault(f"log likelihood of batch {batch} raised {error!r}") from error
+    return checked_term(term, batch)
 
 
 def checked_term(value: float, batch: int) -> float:

@@ -5,12 +5,15 @@ must cost time and nothing else.
 """
 
 import heapq
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
+from shadowserve_capacity.errors import TargetFault
 from shadowserve_capacity.prefetch.chain import Chain
-from shadowserve_capacity.prefetch.master import Master, Task, Verdict
+from shadowserve_capacity.prefetch.master import Master, Policy, Task, Verdict
 from shadowserve_capacity.prefetch.predictors import PartialData, Predictor
 from shadowserve_capacity.prefetch.problem import Problem
 
@@ -27,13 +30,18 @@ class Faults:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Workers and costs: seconds per batch, seconds until a new or restarted worker has its task."""
+    """Workers and costs: seconds per batch, until a worker has its next task, and until a dead one is replaced."""
 
     workers: int
     batch_seconds: float = 1.0
     message_seconds: float = 0.0
     restart_seconds: float = 10.0
     faults: Faults = Faults()
+
+    @property
+    def split(self) -> int:
+        """Return the least number of batches for which messages cost at most 5 %."""
+        return max(1, math.ceil(20.0 * self.message_seconds / self.batch_seconds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,8 @@ class Run:
     useful: float
     wasted: float
     idle: float
+    times: NDArray[np.float64]
+    """Simulated seconds at which each iteration came out, (iterations,) float64."""
 
     @property
     def speedup(self) -> float:
@@ -72,6 +82,8 @@ class _Simulation:
     terms: int = 0
     events: list[tuple[float, int, int, int]] = field(default_factory=list)
     workers: list[_Worker] = field(default_factory=list)
+    idle: set[int] = field(default_factory=set)
+    times: list[float] = field(default_factory=list)
 
     def run(self) -> None:
         self.workers = [_Worker(number) for number in range(self.cluster.workers)]
@@ -82,6 +94,7 @@ class _Simulation:
             worker = self.workers[number]
             if epoch == worker.epoch:
                 self._step(worker)
+                self.times += [self.now] * (len(self.master.steps) - len(self.times))
         assert self.master.done, "no worker has work, but the chain is not out"
 
     def _step(self, worker: _Worker) -> None:
@@ -94,19 +107,25 @@ class _Simulation:
             self._schedule(worker, self.cluster.restart_seconds)
             return
         self._answer(worker, worker.task)
-        for number in self.master.abandoned():
+        for number in self.master.called_off():
             if number != worker.number:
                 self._give(self.workers[number])
-        self._serve_idle()
+        for number in sorted(self.idle):
+            self._give(self.workers[number])
 
     def _answer(self, worker: _Worker, task: Task) -> None:
-        term = self.problem.evaluate(task.theta, worker.batch)
+        try:
+            terms = [self.problem.evaluate(task.theta, worker.batch)]
+        except TargetFault as fault:
+            self.master.failed(task.node, fault)
+            self._give(worker)
+            return
         self.terms += 1
-        verdict = self.master.update(worker.number, task.node, worker.batch, term)
+        verdict = self.master.update(worker.number, task.node, worker.batch, terms)
         if self.rng.random() < self.cluster.faults.twice:
-            self.master.update(worker.number, task.node, worker.batch, term)
+            self.master.update(worker.number, task.node, worker.batch, terms)
         worker.batch += 1
-        if verdict is Verdict.CONTINUE:
+        if verdict is Verdict.CONTINUE and worker.batch < task.stop:
             self._schedule(worker, self._batch_seconds())
         else:
             self._give(worker)
@@ -114,16 +133,12 @@ class _Simulation:
     def _give(self, worker: _Worker) -> None:
         worker.task = self.master.assign(worker.number)
         worker.epoch += 1
-        if worker.task is not None:
-            worker.batch = worker.task.batch
-            self._schedule(worker, self.cluster.message_seconds + self._batch_seconds())
-
-    def _serve_idle(self) -> None:
-        waiting = {number for _, _, number, epoch in self.events if epoch == self.workers[number].epoch}
-        if len(waiting) < len(self.workers):
-            for worker in self.workers:
-                if worker.number not in waiting:
-                    self._give(worker)
+        if worker.task is None:
+            self.idle.add(worker.number)
+            return
+        self.idle.discard(worker.number)
+        worker.batch = worker.task.first
+        self._schedule(worker, self.cluster.message_seconds + self._batch_seconds())
 
     def _schedule(self, worker: _Worker, seconds: float) -> None:
         worker.epoch += 1
@@ -135,14 +150,16 @@ class _Simulation:
         return self.cluster.batch_seconds * (1.0 + 19.0 * self.rng.random() if slow else 1.0)
 
 
-def run_simulated(problem: Problem, cluster: Cluster, predictor: Predictor | None = None) -> Run:
+def run_simulated(
+    problem: Problem, cluster: Cluster, predictor: Predictor | None = None, policy: Policy | None = None
+) -> Run:
     """Return the chain of `problem` as `cluster` would compute it, and the time it would take."""
-    master = Master(problem, predictor or PartialData())
+    policy = Policy(workers=cluster.workers) if policy is None else policy
+    master = Master(problem, PartialData() if predictor is None else predictor, policy)
     simulation = _Simulation(problem, cluster, master, np.random.default_rng(cluster.faults.seed))
     simulation.run()
-    batches = problem.target.batches
     spent = simulation.now * cluster.workers / cluster.batch_seconds
-    useful = master.useful_terms + batches
+    useful = master.useful_terms + problem.target.batches
     return Run(
         chain=master.chain,
         seconds=simulation.now,
@@ -150,4 +167,5 @@ def run_simulated(problem: Problem, cluster: Cluster, predictor: Predictor | Non
         useful=useful / spent if spent else 1.0,
         wasted=(simulation.terms - useful) / spent if spent else 0.0,
         idle=1.0 - simulation.terms / spent if spent else 0.0,
+        times=np.array(simulation.times),
     )

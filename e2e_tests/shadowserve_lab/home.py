@@ -66,6 +66,14 @@ class Home:
         self.say(f"{artifact.name}: ready after {time.monotonic() - start:.0f} s")
         return place
 
+    def keep_newest(self, artifact: Artifact, count: int) -> None:
+        """Remove what was made under the artifact's name of other ingredients, but for the `count` newest."""
+        keys = "[0-9a-f]" * len(artifact.key)
+        made = sorted(self.root.glob(f"{artifact.name}-{keys}"), key=lambda place: place.stat().st_mtime)
+        for old in made[:-count]:
+            if old != self.path(artifact):
+                shutil.rmtree(old)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other set-ups out of this home meanwhile; waits for them, and says so."""

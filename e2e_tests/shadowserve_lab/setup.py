@@ -78,6 +78,16 @@ class Setup:
         self._install_system_package("redis-server", command)
         return self.store_server()
 
+    def uv(self) -> str:
+        """Return the path of uv, which installs packages."""
+
+        def build(folder: Path) -> None:
+            self._require_venv()
+            _run([sys.executable, "-m", "venv", str(folder)])
+            _run([str(folder / "bin/python"), "-m", "pip", "install", "--quiet", UV])
+
+        return str(self._home.make(self._tools, build) / "bin/uv")
+
     def _install_system_package(self, name: str, command: str) -> None:
         self._home.say(f"installing {name} with apt-get")
         quiet = {**os.environ, "RUNLEVEL": "1", "DEBIAN_FRONTEND": "noninteractive"}  # RUNLEVEL 1: do not start it
@@ -92,14 +102,6 @@ class Setup:
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
             raise SetupError(f"this Python cannot make environments. As root: {command}")
         self._install_system_package(package, command)
-
-    def _uv(self) -> str:
-        def build(folder: Path) -> None:
-            self._require_venv()
-            _run([sys.executable, "-m", "venv", str(folder)])
-            _run([str(folder / "bin/python"), "-m", "pip", "install", "--quiet", UV])
-
-        return str(self._home.make(self._tools, build) / "bin/uv")
 
     def _build_dev(self, folder: Path) -> None:
         self._environment(folder)
@@ -148,13 +150,13 @@ class Setup:
         return Artifact(name, (python, UV, *torch, _pins(name)))
 
     def _environment(self, folder: Path) -> None:
-        _run([self._uv(), "venv", "--quiet", "--clear", "--relocatable", "--python", sys.executable, str(folder)])
+        _run([self.uv(), "venv", "--quiet", "--clear", "--relocatable", "--python", sys.executable, str(folder)])
 
     def _install(self, folder: Path, *what: str) -> None:
         python = str(folder / "bin/python")
         # compiled at once: some machines forbid Python to write bytecode later, and vLLM then starts in a minute
         links = [part for link in os.environ.get("PIP_FIND_LINKS", "").split() for part in ("--find-links", link)]
-        _run([self._uv(), "pip", "install", "--python", python, "--compile-bytecode", *links, *what])
+        _run([self.uv(), "pip", "install", "--python", python, "--compile-bytecode", *links, *what])
 
     def _install_torch(self, folder: Path, name: str) -> None:
         if self._has_cpu_torch():

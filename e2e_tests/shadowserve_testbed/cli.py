@@ -7,8 +7,10 @@ import typer
 from shadowserve_lab.home import default_home
 from shadowserve_testbed.api_server import ApiServer
 from shadowserve_testbed.binaries import CONTROL_PLANE, Binaries, BuildError
+from shadowserve_testbed.images.command import images
 
 application = typer.Typer(no_args_is_help=True)
+application.command()(images)
 
 
 @application.callback()

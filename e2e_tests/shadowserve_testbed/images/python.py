@@ -1,0 +1,112 @@
+"""The Python part of images: wheels for any architecture, our own packages, and bytecode.
+
+Containers cannot write bytecode into their file systems. It is made here, by a Python of the same version, and marked
+as never to be compared with its source: times do not survive in a layer.
+"""
+
+import hashlib
+import os
+import shutil
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shadowserve_lab.home import PINS, REPOSITORY
+from shadowserve_testbed.images.architecture import Architecture
+from shadowserve_testbed.images.commands import run
+
+PYTHON_OF = {"bookworm": "3.11", "trixie": "3.13"}
+"""The Python of each Debian release."""
+HOME = "opt/shadowserve"
+"""Where our environment is, as in the images of the Dockerfiles."""
+_GLIBC = "manylinux_2_36"  # bookworm's
+_COMPILE = """
+set -e
+mount --bind "$1" "$2/mnt"
+cd "$1"
+exec chroot "$2" /usr/bin/python3 -m compileall -q --invalidation-mode unchecked-hash -s /mnt -p / /mnt/usr /mnt/opt
+"""
+
+
+def compile_all(tree: Path, interpreter: Path) -> None:
+    """Write the bytecode of all Python files under `usr` and `opt` in `tree`; the root `interpreter` has the Python."""
+    for name in ("usr", "opt"):
+        (tree / name).mkdir(exist_ok=True)
+    run(["unshare", "--mount", "sh", "-c", _COMPILE, "sh", str(tree), str(interpreter)])
+
+
+def dependency_ingredients(extra: str, suite: str, architecture: Architecture) -> tuple[str, ...]:
+    """Return what `install_dependencies` depends on."""
+    project = _project()
+    wanted = repr((project["dependencies"], project["optional-dependencies"]))
+    return (extra, PYTHON_OF[suite], architecture, _GLIBC, wanted, (PINS / "dev.txt").read_text())
+
+
+def install_dependencies(uv: str, extra: str, suite: str, architecture: Architecture, tree: Path) -> None:
+    """Install what `shadowserve[extra]` requires, pinned, as wheels. Raises `ImageError`."""
+    packages = site_packages(tree, suite)
+    links = [part for link in os.environ.get("PIP_FIND_LINKS", "").split() for part in ("--find-links", link)]
+    platform = ["--python-version", PYTHON_OF[suite], "--python-platform", f"{architecture.machine}-{_GLIBC}"]
+    wanted = ["-r", str(REPOSITORY / "pyproject.toml"), "--extra", extra, "-c", str(PINS / "dev.txt")]
+    only_wheels = ["--only-binary", ":all:", "--link-mode", "copy"]
+    run([uv, "pip", "install", "--quiet", "--target", str(packages), *platform, *only_wheels, *links, *wanted])
+    shutil.rmtree(packages / "bin", ignore_errors=True)  # they would start this machine's Python
+    for tests in [*packages.glob("numpy/**/tests"), *packages.glob("scipy/**/tests")]:
+        shutil.rmtree(tests)
+
+
+def code_digest() -> str:
+    """Return a digest of our packages and their commands."""
+    digest = hashlib.sha256(repr(_project()["scripts"]).encode())
+    for package in _packages():
+        for path in _files(package):
+            digest.update(f"{path.relative_to(REPOSITORY)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def install_code(suite: str, tree: Path) -> None:
+    """Install our packages and commands, as their wheel would, into the environment of the image."""
+    packages = site_packages(tree, suite)
+    for package in _packages():
+        for path in _files(package):
+            target = packages / path.relative_to(package.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    commands = tree / HOME / "bin"
+    commands.mkdir()
+    (commands / "python").symlink_to("/usr/bin/python3")
+    (tree / HOME / "pyvenv.cfg").write_text(f"home = /usr/bin\nversion = {PYTHON_OF[suite]}\n")
+    for name, target in _project()["scripts"].items():
+        module, function = target.split(":")
+        write_command(commands / name, f"/{HOME}/bin/python", f"from {module} import {function}", f"{function}()")
+
+
+def write_command(path: Path, interpreter: str, statement: str, call: str) -> None:
+    """Write an executable that ends with what `call` returns."""
+    path.write_text(f"#!{interpreter}\nimport sys\n\n{statement}\n\nsys.exit({call})\n")
+    path.chmod(0o755)
+
+
+def site_packages(tree: Path, suite: str) -> Path:
+    """Return the environment's folder of packages, which is there afterwards."""
+    folder = tree / HOME / f"lib/python{PYTHON_OF[suite]}/site-packages"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _project() -> dict[str, Any]:
+    whole = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    project: dict[str, Any] = whole["project"]
+    return project
+
+
+def _packages() -> list[Path]:
+    whole = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    return [REPOSITORY / name for name in whole["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
+
+
+def _files(package: Path) -> Iterator[Path]:
+    for path in sorted(package.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            yield path

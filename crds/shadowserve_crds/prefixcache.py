@@ -384,7 +384,11 @@ class PrefixCacheCondition(StrEnum):
     CERTIFICATES_READY = "CertificatesReady"
     """Every certificate is valid (reasons: Succeeded, Pending, Expired, IssuerNotFound, NotNeeded)."""
     ROUND_TRIP_VERIFIED = "RoundTripVerified"
-    """A canary chunk was stored, fetched through every data plane and compared (Succeeded, Pending, Error)."""
+    """A canary chunk was stored, fetched through every data plane and compared.
+
+    Reasons: Succeeded, Pending, Error (it failed: the message says where), Unreachable (a data plane cannot be asked),
+    NoDataPlane (none runs now). Only Error makes `Ready` false.
+    """
 
 
 class PrefixCache(Resource):

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import zmq
-from real_store import RedisServer, free_port, wait_until
+from real_store import Certificate, RedisServer, free_port, wait_until
 from sidecar_chunks import Chunk
 
 from shadowserve_dataplane.chunks import KvShape
@@ -212,9 +212,37 @@ class DataPlaneProcess(ServerProcess):
     def endpoint(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def metrics_url(self) -> str:
+        """Where it answers scrapes; it says so when it is ready."""
+        found = re.search(r"metrics on (\d+)", "".join(self.log))
+        assert found is not None, self.log
+        return f"http://127.0.0.1:{found[1]}"
+
+    def metric(self, name: str) -> float:
+        """Return one sample."""
+        with urllib.request.urlopen(f"{self.metrics_url}/metrics", timeout=10) as reply:
+            lines = reply.read().decode().splitlines()
+        return next(float(value) for found, _, value in (line.rpartition(" ") for line in lines) if found == name)
+
     def command(self) -> list[str]:
         arguments = ["--store", self.store, "--host", "127.0.0.1", "--port", str(self.port), "--metrics-port", "0"]
         return ["shadowserve_dataplane.service", "serve", *arguments, "--workers", "1", "--drain-seconds", "1"]
+
+
+@dataclass
+class SecureDataPlane(DataPlaneProcess):
+    """A data plane that shows a certificate, and wants one of the same authority."""
+
+    files: Certificate | None = None
+    store_authority: Path | None = None
+
+    def command(self) -> list[str]:
+        assert self.files is not None
+        names = ("certificate", "key", "authority")
+        options = [f"--tls-{name}={getattr(self.files, name)}" for name in names]
+        options += [] if self.store_authority is None else [f"--store-authority={self.store_authority}"]
+        return [*super().command(), *options]
 
 
 @dataclass(frozen=True)

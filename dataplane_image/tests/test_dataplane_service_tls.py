@@ -3,7 +3,6 @@
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -12,28 +11,13 @@ import pytest
 from pipeline_bench import SECONDS, SHAPE, PipelineBench, make_stored, put
 from placements import TOKEN
 from real_store import Certificate, RedisServer, wait_until
-from sidecar_process import DataPlaneProcess
+from sidecar_process import SecureDataPlane
 
 from shadowserve_dataplane.codec.landed import LandedLayout
 from shadowserve_dataplane.errors import ChunkOutcome, NetworkError
 from shadowserve_dataplane.fetch.remote import PlacementAddress, RemoteDataPlane
 from shadowserve_dataplane.landing import LandingBuffer, SlotRef
 from shadowserve_dataplane.place.receiver import TcpPlacementReceiver
-
-
-@dataclass
-class SecureDataPlane(DataPlaneProcess):
-    """A data plane that shows a certificate, and wants one of the same authority."""
-
-    files: Certificate | None = None
-    store_authority: Path | None = None
-
-    def command(self) -> list[str]:
-        assert self.files is not None
-        names = ("certificate", "key", "authority")
-        options = [f"--tls-{name}={getattr(self.files, name)}" for name in names]
-        options += [] if self.store_authority is None else [f"--store-authority={self.store_authority}"]
-        return [*super().command(), *options]
 
 
 @pytest.fixture

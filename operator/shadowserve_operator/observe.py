@@ -12,7 +12,7 @@ from shadowserve_crds.dpubinding import DPUBinding
 from shadowserve_crds.prefixcache import PrefixCache
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.desired.assignment import DataPlane, EnginePod
-from shadowserve_operator.desired.config import DATA_PLANE
+from shadowserve_operator.desired.config import DATA_PLANE, STORE
 from shadowserve_operator.desired.pairing import Node
 from shadowserve_operator.kinds import (
     CONFIG_MAP,
@@ -41,7 +41,8 @@ class Snapshot:
     """What is. `children` are the cache's own objects; `caches` are all PrefixCaches, this one included.
 
     `planes` are the data-plane pods of this cache by the card's node; `secrets` those of the user that the cache
-    names; `reachable` says for every endpoint of an external store whether something answers there.
+    names; `reachable` says for every endpoint of an external store whether something answers there; `pods` are all that
+    carry the cache's label.
     """
 
     children: Mapping[Ref, Json]
@@ -54,6 +55,17 @@ class Snapshot:
     pools: int = 0
     secrets: Mapping[str, Mapping[str, str]] | None = None
     reachable: Mapping[str, bool] | None = None
+    pods: tuple[Json, ...] = ()
+
+    @property
+    def store_pods(self) -> tuple[Json, ...]:
+        """Pods of the managed store that are not on their way out."""
+        return tuple(
+            pod
+            for pod in self.pods
+            if pod["metadata"].get("labels", {}).get(names.COMPONENT_LABEL) == STORE
+            and not pod["metadata"].get("deletionTimestamp")
+        )
 
     def child(self, kind_name: str, name: str) -> Json | None:
         """Return one of the cache's objects."""
@@ -85,6 +97,7 @@ async def observe(cluster: Cluster, cache: PrefixCache, namespaces: Sequence[str
         pools=sum(pool["spec"].get("cacheRef", {}).get("name") == cache.name for pool in pools),
         secrets=await _named_secrets(cluster, cache),
         reachable=await _reachable(cache),
+        pods=pods,
     )
 
 

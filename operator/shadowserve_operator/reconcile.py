@@ -21,10 +21,12 @@ from shadowserve_operator.desired.certificates import Certificate, expired
 from shadowserve_operator.desired.config import admin_secret_name, config_map, secret_name
 from shadowserve_operator.desired.dataplane import dataplane_objects
 from shadowserve_operator.desired.pairing import Pairing, binding_manifests, resolve
+from shadowserve_operator.desired.round_trip import Plane, change_of
 from shadowserve_operator.desired.secrets import SecretValues, secret_manifests
 from shadowserve_operator.desired.store import store_objects
 from shadowserve_operator.identities import Identities
-from shadowserve_operator.kinds import DPU_BINDING, POD, PREFIX_CACHE, Json, Ref, ref_of
+from shadowserve_operator.kinds import DPU_BINDING, POD, PREFIX_CACHE, SECRET, Json, Ref, ref_of
+from shadowserve_operator.network import Network, PodNetwork
 from shadowserve_operator.observe import Snapshot, observe, with_namesakes
 from shadowserve_operator.pki import fresh_values
 from shadowserve_operator.plan import Plan, plan_changes
@@ -63,7 +65,12 @@ class Desired:
 
 
 async def reconcile_prefixcache(
-    cluster: Cluster, namespace: str, name: str, settings: OperatorSettings, clock: Clock
+    cluster: Cluster,
+    namespace: str,
+    name: str,
+    settings: OperatorSettings,
+    clock: Clock,
+    network: Network = PodNetwork(),
 ) -> Result:
     """Make the cluster be as the PrefixCache says, as far as possible now. Raises `ApiUnavailable` and `Conflict`."""
     body = await cluster.get(Ref(PREFIX_CACHE, namespace, name))
@@ -90,7 +97,9 @@ async def reconcile_prefixcache(
     assignments = assign(snapshot.engines, pairing, snapshot.planes or {}, order, now)
     told = await _tell_pods(cluster, namespace, assignments)
     told += await _tell_bindings(cluster, snapshot, _spoken_for(cache, pairings), now)
-    status = next_status(cache, _facts(cache, snapshot, desired, (pairing, assignments), (plan, outcome)), now)
+    facts = _facts(cache, snapshot, desired, (pairing, assignments), (plan, outcome))
+    answers = await network.round_trips(_whom_to_ask(snapshot), _change(cache, snapshot))
+    status = next_status(cache, replace(facts, round_trips=tuple(answers)), now)
     told += await tell_status(cluster, cache, body, status, now)
     return Result(outcome.writes + told, settled(status) and not outcome.writes, status)
 
@@ -187,6 +196,20 @@ def _facts(
         certificates=len(desired.certificates),
         obstacles=(*outcome.refusals, *(f"{step.ref}: {step.reason}" for step in plan.foreign)),
     )
+
+
+def _whom_to_ask(snapshot: Snapshot) -> list[Plane]:
+    """Return the data planes that serve."""
+    serving = [plane for plane in (snapshot.planes or {}).values() if plane.ready_since is not None]
+    return [
+        Plane(f"the data plane on {plane.card}", f"{plane.endpoint.rpartition(':')[0]}:{names.DATA_PLANE_METRICS_PORT}")
+        for plane in sorted(serving, key=lambda plane: plane.card)
+    ]
+
+
+def _change(cache: PrefixCache, snapshot: Snapshot) -> str:
+    secrets = [body for ref, body in snapshot.children.items() if ref.kind == SECRET]
+    return change_of(cache, snapshot.store_pods, secrets)
 
 
 async def _tell_pods(cluster: Cluster, namespace: str, assignments: tuple[Assignment, ...]) -> int:

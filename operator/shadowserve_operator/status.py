@@ -20,6 +20,7 @@ from shadowserve_crds.prefixcache import (
 from shadowserve_operator.desired.assignment import Assignment, DataPlane
 from shadowserve_operator.desired.config import sidecar_config, store_service_name
 from shadowserve_operator.desired.pairing import Node, Pairing
+from shadowserve_operator.desired.round_trip import Answer, round_trip_condition
 from shadowserve_operator.desired.store import managed_store
 from shadowserve_operator.kinds import Json
 
@@ -42,6 +43,7 @@ class Facts:
     expired: tuple[str, ...] = ()
     certificates: int = 0
     obstacles: tuple[str, ...] = ()
+    round_trips: tuple[Answer, ...] = ()
 
 
 def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheStatus:
@@ -52,8 +54,10 @@ def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheS
         _pairing_resolved(cache, facts),
         _certificates_ready(cache, facts),
     ]
-    ready = summary(counted, "engines can store and fetch")
-    conditions = merged(cache.status.conditions, [*counted, _round_trip(), ready], cache.metadata.generation, now)
+    trip = round_trip_condition(cache, facts.round_trips)
+    doubted = [trip] if trip.status is ConditionStatus.FALSE else []  # Ready does not wait for an answer
+    ready = summary([*counted, *doubted], "engines can store and fetch")
+    conditions = merged(cache.status.conditions, [*counted, trip, ready], cache.metadata.generation, now)
     on_dpu = sum(bool(each.endpoint) for each in facts.assignments)
     lost = {each.pod.node for each in facts.assignments if not each.endpoint and facts.pairing.cards_of(each.pod.node)}
     return PrefixCacheStatus(
@@ -73,7 +77,8 @@ def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheS
 
 def settled(status: PrefixCacheStatus | InferencePoolStatus) -> bool:
     """Return whether nothing is expected to change by itself."""
-    return all(each.reason != Reason.PENDING for each in status.conditions if each.type == READY)
+    awaited = (READY, PrefixCacheCondition.ROUND_TRIP_VERIFIED)
+    return all(each.reason != Reason.PENDING for each in status.conditions if each.type in awaited)
 
 
 def invalid_status(
@@ -201,11 +206,6 @@ def _certificates_ready(cache: PrefixCache, facts: Facts) -> Condition:
     if facts.expired:
         return condition(kind, False, "Expired", f"expired: {', '.join(facts.expired)}; new ones are being issued")
     return condition(kind, True, Reason.SUCCEEDED, f"{facts.certificates} certificates are valid")
-
-
-def _round_trip() -> Condition:
-    message = "this version does not send canary chunks; Ready does not depend on it"
-    return condition(PrefixCacheCondition.ROUND_TRIP_VERIFIED, ConditionStatus.UNKNOWN, Reason.PENDING, message)
 
 
 def _store_status(cache: PrefixCache, facts: Facts) -> StoreStatus:

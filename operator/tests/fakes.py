@@ -7,10 +7,11 @@ counts calls, and fails at the one that a test names.
 import copy
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shadowserve_operator.cluster import checked
+from shadowserve_operator.desired.round_trip import Answer, Plane, Word
 from shadowserve_operator.errors import Conflict, Refused
 from shadowserve_operator.kinds import EVENT, Json, Kind, Ref, ref_of
 
@@ -153,3 +154,15 @@ def _forget(body: Json, before: Mapping[str, Any], manifest: Mapping[str, Any]) 
             body.pop(key, None)
         elif isinstance(value, Mapping) and isinstance(manifest[key], Mapping) and isinstance(body.get(key), dict):
             _forget(body[key], value, manifest[key])
+
+
+class FakeNetwork:
+    """Implements `Network`. Data planes say what `said` has under their address, and `Verified` otherwise."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, tuple[Word, str, str]] = {}
+        self.changes: list[str] = []
+
+    async def round_trips(self, planes: Sequence[Plane], change: str) -> list[Answer]:
+        self.changes.append(change)
+        return [Answer(plane, *self.said.get(plane.address, (Word.VERIFIED, "", ""))) for plane in planes]

@@ -6,10 +6,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from fakes import FakeCluster, Killed
+from fakes import FakeCluster, FakeNetwork, Killed
 
 from shadowserve_crds import names
 from shadowserve_dataplane.sidecar.settings import parse_config
+from shadowserve_operator.desired.round_trip import Word
 from shadowserve_operator.kinds import (
     CONFIG_MAP,
     DAEMON_SET,
@@ -79,13 +80,13 @@ def a_cluster() -> FakeCluster:
     return cluster
 
 
-async def reconcile(cluster: FakeCluster, now: datetime = NOW, name: str = "kv") -> Result:
-    return await reconcile_prefixcache(cluster, "default", name, SETTINGS, lambda: now)
+async def reconcile(cluster: FakeCluster, now: datetime = NOW, network: FakeNetwork | None = None) -> Result:
+    return await reconcile_prefixcache(cluster, "default", "kv", SETTINGS, lambda: now, network or FakeNetwork())
 
 
-async def until_quiet(cluster: FakeCluster, now: datetime = NOW) -> Result:
+async def until_quiet(cluster: FakeCluster, now: datetime = NOW, network: FakeNetwork | None = None) -> Result:
     for _ in range(10):
-        result = await reconcile(cluster, now)
+        result = await reconcile(cluster, now, network)
         if not result.writes:
             return result
     raise AssertionError(f"still writing: {cluster.writes[-5:]}")
@@ -130,7 +131,7 @@ async def test_a_cache_becomes_ready_and_then_nothing_is_written() -> None:
         "DataPlaneReady": ("True", "Succeeded"),
         "PairingResolved": ("True", "Succeeded"),
         "CertificatesReady": ("True", "Succeeded"),
-        "RoundTripVerified": ("Unknown", "Pending"),
+        "RoundTripVerified": ("True", "Succeeded"),
         "Ready": ("True", "Succeeded"),
     }
     before = len(cluster.writes)
@@ -239,6 +240,51 @@ async def test_a_binding_tells_where_the_data_plane_is() -> None:
     assert cluster.objects[binding]["spec"] == {"hostNode": "host-0", "dpuNode": "card-0", "source": "Label"}
     assert cluster.objects[binding]["status"]["endpoint"] == "10.1.0.9:9464"
     assert conditions(cluster, binding)["DataPlaneReachable"] == ("True", "Succeeded")
+
+
+async def test_a_canary_that_fails_is_told_for_its_data_plane_and_heals() -> None:
+    cluster, network = a_cluster(), FakeNetwork()
+    await until_quiet(cluster)
+    become_ready(cluster)
+    network.said["10.1.0.9:9466"] = (Word.FAILED, "store", "kv-store:6379: refused")
+    await until_quiet(cluster, network=network)
+    assert conditions(cluster)["RoundTripVerified"] == ("False", "Error")
+    assert conditions(cluster)["Ready"] == ("False", "Error")
+    assert "the data plane on card-0, at store: kv-store:6379: refused" in message(cluster, "Ready")
+    network.said.clear()
+    await until_quiet(cluster, network=network)
+    assert conditions(cluster)["Ready"] == ("True", "Succeeded")
+
+
+async def test_a_data_plane_that_cannot_be_asked_is_told_and_does_not_count_as_broken() -> None:
+    cluster, network = a_cluster(), FakeNetwork()
+    await until_quiet(cluster)
+    become_ready(cluster)
+    network.said["10.1.0.9:9466"] = (Word.UNREACHABLE, "", "no answer")
+    assert (await until_quiet(cluster, network=network)).settled
+    assert conditions(cluster)["RoundTripVerified"] == ("Unknown", "Unreachable")
+    assert "10.1.0.9:9466" in message(cluster, "RoundTripVerified")
+    assert conditions(cluster)["Ready"] == ("True", "Succeeded")
+
+
+async def test_every_change_of_what_a_round_trip_depends_on_asks_for_another_one() -> None:
+    cluster, network = a_cluster(), FakeNetwork()
+    await until_quiet(cluster, network=network)
+    calm = network.changes[-1]
+    await reconcile(cluster, NOW, network)
+    assert network.changes[-1] == calm
+    labels = {names.CACHE_LABEL: "kv", names.COMPONENT_LABEL: "store"}
+    store = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "kv-store-0", "namespace": "default"}}
+    store["metadata"] |= {"labels": labels}  # type: ignore[operator]
+    cluster.put(store | {"spec": {}, "status": {}})
+    await reconcile(cluster, NOW, network)
+    cluster.put(store | {"spec": {}, "status": {"containerStatuses": [{"restartCount": 1}]}})
+    await reconcile(cluster, NOW, network)
+    await until_quiet(cluster, NOW + timedelta(days=61), network)
+    cluster.put(cache(codec={"tier": "High"}))
+    await reconcile(cluster, NOW, network)
+    seen = list(dict.fromkeys(network.changes))
+    assert len(seen) >= 5
 
 
 async def test_without_cards_the_host_serves() -> None:

@@ -138,7 +138,7 @@ class Pipeline:
             self._jobs[job.job] = active
             self._unanswered[job.job] = len(job.chunks)
             self._queue.append(active)
-            for _ in job.chunks:
+            for _ in job.chunks if job.counted else ():
                 self._observer.chunk_began()
             self._changed.notify(min(len(job.chunks), self._settings.workers))
             if job.deadline.at < self._woken_at:
@@ -181,7 +181,7 @@ class Pipeline:
 
     def report(self, active: _ActiveJob, result: ChunkResult) -> None:
         """Pass a chunk's result on, and forget the job with its last one. For workers; never raises."""
-        for tell in (self._observer.chunk_ended, active.on_result):
+        for tell in (self._observer.chunk_ended, active.on_result) if active.job.counted else (active.on_result,):
             try:
                 tell(result)
             except Exception:

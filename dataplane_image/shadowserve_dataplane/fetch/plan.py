@@ -19,10 +19,14 @@ class ChunkRequest:
 
 @dataclass(frozen=True, slots=True)
 class FetchJob:
-    """Chunks of one shape that are wanted by one deadline; `job` is unique among those under way."""
+    """Chunks of one shape that are wanted by one deadline; `job` is unique among those under way.
+
+    What is not `counted` is no engine's: observers do not hear of it.
+    """
 
     job: int
     shape: KvShape
     mode: LandingMode
     chunks: tuple[ChunkRequest, ...]
     deadline: Deadline
+    counted: bool = True

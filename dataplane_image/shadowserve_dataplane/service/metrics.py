@@ -24,10 +24,17 @@ class DataPlaneMetrics:
         self.store_connections = Gauge(
             "shadowserve_store_connections", "Connections to the store that are open.", registry=registry
         )
+        self._round_trip = Gauge(
+            "shadowserve_round_trip_verified", "Whether the last canary came back (1), or not (0).", registry=registry
+        )
         for stage in _STAGES:
             self._stage_seconds.labels(stage)
         for outcome in ChunkOutcome:
             self._chunks.labels(outcome.value)
+
+    def round_trip(self, verified: bool) -> None:
+        """A canary was made."""
+        self._round_trip.set(verified)
 
     def chunk_began(self) -> None:
         """A chunk was submitted."""

@@ -2,27 +2,36 @@
 
 import asyncio
 import logging
+import secrets
 import signal
+import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from shadowserve_dataplane import __version__
 from shadowserve_dataplane.deadline import Deadline
 from shadowserve_dataplane.errors import SettingsError
+from shadowserve_dataplane.fetch.canary import Canary, CanaryLanding
 from shadowserve_dataplane.fetch.generated.dataplane_pb2_grpc import add_DataPlaneServicer_to_server
 from shadowserve_dataplane.fetch.pipeline import Pipeline, PipelineSettings
+from shadowserve_dataplane.fetch.telling import told_over_http
+from shadowserve_dataplane.fetch.verdicts import Verdict, Verdicts
+from shadowserve_dataplane.place.frames import TOKEN_BYTES
+from shadowserve_dataplane.place.receiver import TcpPlacementReceiver
+from shadowserve_dataplane.place.tcp import TcpTarget
 from shadowserve_dataplane.service.metrics import DataPlaneMetrics
 from shadowserve_dataplane.service.requests import Bounds
 from shadowserve_dataplane.service.server import DataPlaneService
-from shadowserve_dataplane.service.settings import DataPlaneSettings
-from shadowserve_dataplane.service.tls import placement_context, server_credentials
+from shadowserve_dataplane.service.settings import DataPlaneSettings, TlsFiles
+from shadowserve_dataplane.service.tls import placement_context, receiver_context, server_credentials
 from shadowserve_dataplane.store.discovery import topology_source
 
 SERVICE = "shadowserve.dataplane.v1.DataPlane"
@@ -43,7 +52,11 @@ async def serve(settings: DataPlaneSettings, say: Callable[[str], None]) -> None
     stop = _stop_signal()
     registry = CollectorRegistry()
     metrics = DataPlaneMetrics(registry)
-    with _metrics_served(settings, registry) as metrics_port, _pipeline(settings, metrics) as pipeline:
+    with (
+        _pipeline(settings, metrics) as pipeline,
+        _verdicts(settings, pipeline, metrics) as verdicts,
+        _told(settings, registry, verdicts.after) as metrics_port,
+    ):
         metrics.store_connections.set_function(lambda: pipeline.store_connections)
         async with _grpc_served(settings, pipeline) as (port, status):
             if settings.port_file is not None:
@@ -93,17 +106,32 @@ async def _grpc_served(settings: DataPlaneSettings, pipeline: Pipeline) -> Async
 
 
 @contextmanager
-def _metrics_served(settings: DataPlaneSettings, registry: CollectorRegistry) -> Iterator[int]:
+def _verdicts(settings: DataPlaneSettings, pipeline: Pipeline, metrics: DataPlaneMetrics) -> Iterator[Verdicts]:
+    """Yield what makes canaries: they are placed over the network, like an engine's chunks, into this very process."""
+    landing, token = CanaryLanding(), secrets.token_bytes(TOKEN_BYTES)
+    sending, receiving = (None, None) if settings.tls is None else _contexts(settings.tls)
+    receiver = TcpPlacementReceiver(landing.buffer, ("127.0.0.1", 0), token, landing.came, receiving)
     try:
-        server, thread = start_http_server(settings.metrics_port, settings.host, registry)
-    except OSError as error:
-        raise SettingsError(f"--metrics-port: cannot listen on port {settings.metrics_port}: {error}") from error
-    try:
-        yield server.server_port
+        target = TcpTarget("127.0.0.1", receiver.port, token, sending)
+        canary = Canary(pipeline, settings.store, socket.gethostname(), landing, target)
+        with Verdicts(canary.round_trip, metrics.round_trip) as verdicts:
+            yield verdicts
     finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(_STOP_SECONDS)
+        receiver.close()
+
+
+def _contexts(files: TlsFiles) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    return placement_context(files), receiver_context(files)
+
+
+@contextmanager
+def _told(settings: DataPlaneSettings, registry: CollectorRegistry, after: Callable[[str], Verdict]) -> Iterator[int]:
+    with ExitStack() as stack:
+        try:
+            port = stack.enter_context(told_over_http(settings.host, settings.metrics_port, registry, after))
+        except OSError as error:
+            raise SettingsError(f"--metrics-port: cannot listen on port {settings.metrics_port}: {error}") from error
+        yield port
 
 
 def _stop_signal() -> asyncio.Event:

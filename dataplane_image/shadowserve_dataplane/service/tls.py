@@ -21,6 +21,11 @@ def placement_context(files: TlsFiles) -> ssl.SSLContext:
     return context
 
 
+def receiver_context(files: TlsFiles) -> ssl.SSLContext:
+    """Return what a placement stream is received with, as a sidecar would. Raises `SettingsError`."""
+    return _context(files, server=True)
+
+
 def store_context(url: str, files: TlsFiles | None, authority: Path | None) -> ssl.SSLContext | None:
     """Return what connections to the store are made with; None leaves it to the URL.
 
@@ -37,9 +42,9 @@ def store_context(url: str, files: TlsFiles | None, authority: Path | None) -> s
         raise SettingsError(f"--store-authority: {error}") from error
 
 
-def _context(files: TlsFiles, authority: Path | None = None) -> ssl.SSLContext:
+def _context(files: TlsFiles, authority: Path | None = None, server: bool = False) -> ssl.SSLContext:
     try:
-        return RenewedContext(CertificateFiles(authority or files.authority, files.certificate, files.key))
+        return RenewedContext(CertificateFiles(authority or files.authority, files.certificate, files.key), server)
     except OSError as error:
         raise SettingsError(f"--tls-certificate, --tls-key, --tls-authority: {error}") from error
 

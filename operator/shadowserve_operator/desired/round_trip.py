@@ -1,0 +1,86 @@
+"""What data planes say of their canaries, and what a PrefixCache's condition says of that. Pure: `network.py` asks.
+
+A data plane stores a small chunk, fetches it through its own pipeline and compares; the operator only names the change
+after which that has to be done again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from shadowserve_crds.conditions import Condition, ConditionStatus, Reason, condition
+from shadowserve_crds.prefixcache import PlaceName, PrefixCache, PrefixCacheCondition
+from shadowserve_operator.desired.labels import digest
+from shadowserve_operator.kinds import Json
+
+_MOST_NAMED = 3
+
+
+class Word(StrEnum):
+    """What a data plane says; `UNREACHABLE`: nothing."""
+
+    VERIFIED = "Verified"
+    FAILED = "Failed"
+    PENDING = "Pending"
+    UNREACHABLE = "Unreachable"
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """Whom to ask: `name` is for people, `address` is `host:port` of its metrics."""
+
+    name: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one data plane said; `stage` is where the round trip failed, `detail` is for people."""
+
+    plane: Plane
+    word: Word
+    stage: str = ""
+    detail: str = ""
+
+
+def change_of(cache: PrefixCache, store_pods: Sequence[Json], secrets: Sequence[Json]) -> str:
+    """Return a name for how things are now: another one means that round trips have to be made again."""
+    pods = [(pod["metadata"]["uid"], _restarts(pod)) for pod in store_pods]
+    contents = [(secret["metadata"]["name"], secret.get("data")) for secret in secrets]
+    return digest([cache.spec.dump(), sorted(pods), sorted(contents, key=lambda each: str(each[0]))])
+
+
+def round_trip_condition(cache: PrefixCache, answers: Sequence[Answer]) -> Condition:
+    """Return `RoundTripVerified`. It is false only if a data plane says so: silence is no proof of a fault."""
+    kind = PrefixCacheCondition.ROUND_TRIP_VERIFIED
+    if not answers:
+        return condition(kind, ConditionStatus.UNKNOWN, "NoDataPlane", _nobody(cache))
+    failed = [each for each in answers if each.word is Word.FAILED]
+    silent = [each for each in answers if each.word is Word.UNREACHABLE]
+    if failed:
+        told = [f"{each.plane.name}, at {each.stage}: {each.detail}" for each in failed]
+        return condition(kind, False, Reason.ERROR, _listed("the round trip failed for ", told))
+    if silent:
+        told = [f"{each.plane.name} at {each.plane.address} ({each.detail})" for each in silent]
+        message = _listed("cannot ask ", told) + "; the operator has to reach that port"
+        return condition(kind, ConditionStatus.UNKNOWN, "Unreachable", message)
+    if any(each.word is Word.PENDING for each in answers):
+        return condition(kind, ConditionStatus.UNKNOWN, Reason.PENDING, "round trips are being made")
+    number = len(answers)
+    through = answers[0].plane.name if number == 1 else f"each of {number} data planes"
+    return condition(kind, True, Reason.SUCCEEDED, f"a chunk was stored, and came back unchanged through {through}")
+
+
+def _nobody(cache: PrefixCache) -> str:
+    if PlaceName.HOST in cache.spec.placement.order:
+        return "no data plane runs yet: on the host each engine's sidecar brings its own"
+    return "no data plane serves on a card"
+
+
+def _listed(before: str, told: Sequence[str]) -> str:
+    more = f"; and {len(told) - _MOST_NAMED} more" if len(told) > _MOST_NAMED else ""
+    return before + "; ".join(told[:_MOST_NAMED]) + more
+
+
+def _restarts(pod: Json) -> int:
+    return sum(int(each.get("restartCount", 0)) for each in pod.get("status", {}).get("containerStatuses") or ())

@@ -1,0 +1,70 @@
+"""What the operator asks of pods directly, past the Kubernetes API: the one place with sockets to data planes.
+
+`tests/fakes.py` has the other implementation. Nobody may be asked for long: a reconcile waits for the answers.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import aiohttp
+
+from shadowserve_operator.desired.round_trip import Answer, Plane, Word
+
+_CONNECT_SECONDS = 1.0
+_ANSWER_SECONDS = 5.0
+"""A round trip may take three seconds."""
+_AGAIN_SECONDS = 1.2
+"""A data plane makes no more than one round trip a second: so long until it makes the one that is asked for."""
+_AT_ONCE = 16
+
+
+class Network(Protocol):
+    """What can be asked."""
+
+    async def round_trips(self, planes: Sequence[Plane], change: str) -> list[Answer]:
+        """Return what these data planes say of a round trip after `change`, in that order; raises nothing."""
+
+
+class PodNetwork:
+    """The real one."""
+
+    async def round_trips(self, planes: Sequence[Plane], change: str) -> list[Answer]:
+        """See `Network`."""
+        if not planes:
+            return []
+        limits = aiohttp.ClientTimeout(total=_ANSWER_SECONDS, sock_connect=_CONNECT_SECONDS)
+        connector = aiohttp.TCPConnector(limit=_AT_ONCE)
+        async with aiohttp.ClientSession(timeout=limits, connector=connector) as session:
+            return list(await asyncio.gather(*(_asked(session, plane, change) for plane in planes)))
+
+
+async def _asked(session: aiohttp.ClientSession, plane: Plane, change: str) -> Answer:
+    try:
+        document = await _document(session, plane, change)
+        if document.get("change") != change:
+            await asyncio.sleep(_AGAIN_SECONDS)
+            document = await _document(session, plane, change)
+        word = Word(document["verdict"]) if document.get("change") == change else Word.PENDING
+        return Answer(plane, word, str(document.get("stage", "")), str(document.get("detail", "")))
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        return Answer(plane, Word.UNREACHABLE, detail=_why(error))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return Answer(plane, Word.UNREACHABLE, detail=f"what answers there is no data plane: {error!r}")
+
+
+async def _document(session: aiohttp.ClientSession, plane: Plane, change: str) -> Mapping[str, Any]:
+    async with session.get(f"http://{plane.address}/round-trip", params={"change": change}) as reply:
+        reply.raise_for_status()
+        document: Mapping[str, Any] = await reply.json()
+        return document
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.os_error.strerror or type(error.os_error).__name__
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"HTTP {error.status}"
+    return str(error) or type(error).__name__

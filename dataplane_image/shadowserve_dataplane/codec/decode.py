@@ -1,13 +1,14 @@
 """Frames of an encoded chunk to the bytes that land. One `FrameDecoder` a thread; nothing is allocated per frame."""
 
 import time
+from functools import lru_cache
 
 import numpy as np
 import xxhash
 
 from shadowserve_dataplane.chunks import KvShape
 from shadowserve_dataplane.codec.bytewise import BytePlanes
-from shadowserve_dataplane.codec.dequantize import PlaneDequantizer
+from shadowserve_dataplane.codec.dequantize import dequantizer
 from shadowserve_dataplane.codec.entropy import FrameInflater
 from shadowserve_dataplane.codec.format import (
     MAX_EXACT_ROWS,
@@ -41,7 +42,7 @@ class FrameDecoder:
             FrameKind.PARAMETERS: memoryview(bytearray(parameters_bytes(shape))),
             FrameKind.EXACT: memoryview(bytearray(exact_bytes(shape, MAX_EXACT_ROWS))),
         }
-        self._dequantizer = PlaneDequantizer(shape)
+        self._dequantizer = dequantizer(shape, planes_per_frame(shape))
         self._bytewise = BytePlanes(frame_elements, shape.dtype)
 
     def begin(self, header: ChunkHeader, layout: LandedLayout) -> "ChunkDecode":
@@ -73,13 +74,13 @@ class FrameDecoder:
         steps = np.frombuffer(kept, np.float32, shape.planes)
         means = np.frombuffer(kept, np.uint16, offset=steps.nbytes).reshape(shape.planes, -1)
         codes = np.frombuffer(self._scratch, np.int8, frame.raw_bytes).reshape(-1, shape.tokens, shape.channels)
-        out = np.frombuffer(destination, bits_dtype(shape.dtype)).reshape(codes.shape)
-        tokens, rows = self._exact_rows(header.exact_rows)
-        for plane in range(frame.planes):
-            number = frame.first_plane + plane
-            self._dequantizer.plane(codes[plane], steps[number], means[number], out[plane])
-            for row, token in enumerate(tokens):
-                out[plane, token] = rows[row, number]
+        flat: Bits = np.frombuffer(destination, bits_dtype(shape.dtype))
+        out: Bits = flat.reshape(codes.shape)
+        first, end = frame.first_plane, frame.first_plane + frame.planes
+        self._dequantizer.frame(codes, steps[first:end], means[first:end], out)
+        if header.exact_rows:
+            tokens, rows = self._exact_rows(header.exact_rows)
+            out[:, tokens] = rows[:, first:end].transpose(1, 0, 2)
 
     def _exact_rows(self, count: int) -> tuple[list[int], Bits]:
         shape, kept = self._shape, self._kept[FrameKind.EXACT]
@@ -129,11 +130,16 @@ class ChunkDecode:
 
 def verified(number: int, frame: FrameEntry, encoded: memoryview) -> str:
     """Return the frame's name. Raises `ChunkDamaged` when its bytes are not those that were written."""
-    place = f"frame {number} ({frame.kind.name})"
+    place = _frame_name(number, frame.kind)
     found = xxhash.xxh3_64_intdigest(encoded)
     if found != frame.checksum:
         raise ChunkDamaged(f"{place}: checksum", frame.checksum, found)
     return place
+
+
+@lru_cache(maxsize=1024)
+def _frame_name(number: int, kind: FrameKind) -> str:
+    return f"frame {number} ({kind.name})"
 
 
 def _check_aside(header: ChunkHeader, frame: FrameEntry, raw: memoryview, place: str) -> None:

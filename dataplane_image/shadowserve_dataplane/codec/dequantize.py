@@ -1,5 +1,8 @@
 """Codes to values in numpy, on scratch that is made once: no allocation and no GIL while a plane is worked on."""
 
+from importlib.util import find_spec
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -7,8 +10,28 @@ from shadowserve_dataplane.chunks import KvDtype, KvShape
 from shadowserve_dataplane.codec.quantize import Bits, widen
 
 
-class PlaneDequantizer:
-    """Dequantises plane after plane into bits of the dtype; not thread-safe.
+class Dequantizer(Protocol):
+    """Turns the codes of a frame into bits of the dtype; one a thread."""
+
+    def frame(self, codes: NDArray[np.int8], steps: NDArray[np.float32], means: NDArray[np.uint16], out: Bits) -> None:
+        """Write the values of `codes` `[planes][tokens][channels]` to `out`, same shape.
+
+        `steps` are `[planes]`, `means` bfloat16 bits `[planes][channels]`.
+        """
+        ...
+
+
+def dequantizer(shape: KvShape, planes: int) -> Dequantizer:
+    """Return the fastest there is for frames of up to `planes` planes: torch's where torch is installed."""
+    if find_spec("torch") is None:
+        return NumpyDequantizer(shape)
+    from shadowserve_dataplane.codec.dequantize_torch import TorchDequantizer
+
+    return TorchDequantizer(shape, planes)
+
+
+class NumpyDequantizer:
+    """Dequantises plane after plane; not thread-safe.
 
     Casts and broadcasts are left to `copyto`: an arithmetic operation that also casts or broadcasts allocates buffers.
     """
@@ -21,8 +44,12 @@ class PlaneDequantizer:
         self._offsets = self._odd.view(np.float32)
         self._means = np.zeros(shape.channels, np.float32)
 
-    def plane(self, codes: NDArray[np.int8], step: np.float32, means: NDArray[np.uint16], out: Bits) -> None:
-        """Write the values of `codes` `[tokens][channels]` as bits of the dtype to `out`, same shape."""
+    def frame(self, codes: NDArray[np.int8], steps: NDArray[np.float32], means: NDArray[np.uint16], out: Bits) -> None:
+        """Write the values of `codes` `[planes][tokens][channels]` as bits of the dtype to `out`, same shape."""
+        for plane in zip(codes, steps, means, out, strict=True):
+            self._plane(*plane)
+
+    def _plane(self, codes: NDArray[np.int8], step: np.float32, means: NDArray[np.uint16], out: Bits) -> None:
         widen(means, KvDtype.BFLOAT16, self._means)
         np.copyto(self._floats, codes)
         np.multiply(self._floats, step, out=self._floats)

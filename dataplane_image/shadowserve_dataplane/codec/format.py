@@ -95,8 +95,7 @@ class Expected:
     shape: KvShape
 
 
-@dataclass(frozen=True, slots=True)
-class FrameEntry:
+class FrameEntry(NamedTuple):
     """One frame: `planes` planes from `first_plane`; `offset` counts from the start of the chunk."""
 
     kind: FrameKind
@@ -294,19 +293,17 @@ def _frame_table(
     chunk: memoryview, implied: tuple[tuple[FrameKind, int, int, int], ...], offset: int
 ) -> tuple[FrameEntry, ...]:
     table = []
-    for number, (kind, first, planes, raw) in enumerate(implied):
-        at = PREFIX_BYTES + number * _FRAME.size
-        *found, coding, encoded, checksum = _frame_fields(chunk, at)
-        if found != [kind, first, planes, 0, raw] or coding not in _ENTROPIES:
-            known = f"kind, first plane, planes, reserved, raw bytes {[int(kind), first, planes, 0, raw]}"
-            raise ChunkDamaged(f"frame table: frame {number}", f"{known}, entropy 0 or 1", f"{found}, entropy {coding}")
+    rows = _FRAME.iter_unpack(chunk[PREFIX_BYTES : PREFIX_BYTES + len(implied) * _FRAME.size])
+    for number, (wanted, row) in enumerate(zip(implied, rows, strict=True)):
+        kind, first, planes, raw = wanted
+        coding, encoded, checksum = row[1], row[6], row[7]
+        found = (row[0], row[2], row[3], row[5])
+        if found != wanted or row[4] or coding not in _ENTROPIES:
+            known = f"kind, first plane, planes, raw bytes, reserved {[*map(int, wanted), 0]}"
+            seen = f"{[*found, row[4]]}, entropy {coding}"
+            raise ChunkDamaged(f"frame table: frame {number}", f"{known}, entropy 0 or 1", seen)
         if coding == Entropy.RAW and encoded != raw:
             raise ChunkDamaged(f"frame table: frame {number}: encoded bytes", f"{raw}", f"{encoded}")
         table.append(FrameEntry(kind, _ENTROPIES[coding], first, planes, raw, encoded, checksum, offset))
         offset += encoded
     return tuple(table)
-
-
-def _frame_fields(chunk: memoryview, at: int) -> tuple[int, ...]:
-    kind, entropy, first, planes, reserved, raw, encoded, checksum = _FRAME.unpack_from(chunk, at)
-    return kind, first, planes, reserved, raw, entropy, encoded, checksum

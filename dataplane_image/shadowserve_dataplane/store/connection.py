@@ -65,7 +65,7 @@ class ShardConnection:
 
     @property
     def encrypted(self) -> bool:
-        """Whether bytes may wait inside the TLS layer, where the selector does not see them."""
+        """Whether bytes have to be decrypted before there is anything to receive."""
         return self._tls is not None
 
     def advance(self) -> None:
@@ -86,9 +86,13 @@ class ShardConnection:
         self._flush()
 
     def receive(self, space: memoryview) -> int | None:
-        """Read what is there into `space`, the reader's `writable`, once; return how many bytes, None for nothing."""
+        """Read what is there into `space`, the start of `reader.writable()`; return how many bytes, None for nothing.
+
+        Fewer than `space` holds: there is no more now. TLS hands out a record of at most 16 KiB at a time, so it is
+        asked again until then.
+        """
         try:
-            count = self._socket.recv_into(space)
+            count = self._socket.recv_into(space) if self._tls is None else _read_records(self._tls, space)
         except (BlockingIOError, ssl.SSLWantReadError):
             return None
         except ssl.SSLWantWriteError:
@@ -231,3 +235,19 @@ class ShardConnection:
 
     def _hint(self) -> str:
         return "" if self._heard else f" {tls_hint(self._settings.tls is not None)}"
+
+
+def _read_records(stream: ssl.SSLSocket, space: memoryview) -> int:
+    """Return how many bytes came into `space`, from as many records as there are and fit. Raises as `recv_into`."""
+    count = 0
+    while count < len(space):
+        try:
+            got = stream.recv_into(space[count:])
+        except OSError:
+            if count:
+                return count  # whatever it is, it will be there next time
+            raise
+        if not got:
+            return count
+        count += got
+    return count

@@ -200,7 +200,7 @@ class ShardLane:
             self._send(connection)
             self._receive(connection, traffic)
             if self._incoming is not None:
-                self._incoming.report()  # once a turn: TLS delivers in pieces of 16 KiB
+                self._incoming.report()
             self._send(connection)
 
     def _send(self, connection: ShardConnection) -> None:
@@ -222,6 +222,8 @@ class ShardLane:
         taken = 0
         while taken < TURN_BYTES:
             space = connection.reader.writable()
+            if connection.encrypted:  # TLS fills what it is given: other shards, and the sink, want their turn
+                space = space[:TURN_BYTES]
             count = connection.receive(space)
             if count is None:
                 return
@@ -229,8 +231,8 @@ class ShardLane:
             self._heard_at = self._settings.clock()
             if not self._handle_events(connection, traffic):
                 return
-            if count < len(space) and not connection.encrypted:
-                return  # the socket is empty: asking again would only cost a system call
+            if count < len(space):
+                return  # nothing is left: asking again would only cost a system call
         self._hungry = True
 
     def _handle_events(self, connection: ShardConnection, traffic: Traffic) -> bool:

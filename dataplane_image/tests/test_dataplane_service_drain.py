@@ -107,6 +107,7 @@ def test_the_metrics_are_those_that_are_promised_and_few(plane: DataPlaneProcess
         *(f'shadowserve_chunks_total{{result="{outcome}"}}' for outcome in ChunkOutcome),
         *(f'shadowserve_stage_seconds_{part}{{stage="{stage}"}}' for part in ("count", "sum") for stage in stages),
         "shadowserve_in_flight_chunks",
+        "shadowserve_round_trip_verified",
         "shadowserve_store_connections",
     }
     assert len(found) < 20

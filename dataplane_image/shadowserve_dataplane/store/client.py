@@ -15,10 +15,11 @@ nor `+cluster|slots`.
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 from valkey.exceptions import ResponseError
 
@@ -30,6 +31,7 @@ from shadowserve_dataplane.store.node import Node, Reply, translated
 from shadowserve_dataplane.store.settings import StoreSettings
 from shadowserve_dataplane.store.topology import Address, Redirect, SlotMap, Topology, slot_of
 
+_T = TypeVar("_T")
 _ROUNDS = 6
 _PAUSE_SECONDS = 0.05
 _PASSING = ("TRYAGAIN", "CLUSTERDOWN", "LOADING", "MASTERDOWN")
@@ -65,6 +67,7 @@ class StoreClient:
     def __init__(self, settings: StoreSettings) -> None:
         self._settings = settings
         self._nodes: dict[Address, Node] = {}
+        self._closed = False
         standalone = settings.topology is Topology.STANDALONE
         self._map = SlotMap.single(settings.endpoints[0]) if standalone else None
 
@@ -100,8 +103,9 @@ class StoreClient:
         """Return when every shard has answered a PING."""
         async with self._within(deadline):
             slot_map = await self._slot_map(deadline)
-            for replies in await asyncio.gather(*(self._node(a).run([("PING",)]) for a in slot_map.addresses)):
-                self._raise_refusal(replies[0], slot_map.addresses[0])
+            answers = await _together(self._node(a).run([("PING",)]) for a in slot_map.addresses)
+            for address, replies in zip(slot_map.addresses, answers, strict=True):
+                self._raise_refusal(replies[0], address)
 
     async def topology(self, deadline: Deadline) -> SlotMap:
         """Return the slot map, looked up now when the store is a cluster."""
@@ -111,10 +115,12 @@ class StoreClient:
         return await self._slot_map(deadline)
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, for good: a call that is still under way ends as `StoreRefused` or `NetworkError`."""
+        self._closed = True
         nodes, self._nodes = self._nodes, {}
         for node in nodes.values():
-            await node.close()
+            node.close()
+        await asyncio.sleep(0)  # the turn in which the event loop closes the sockets
 
     async def _run(self, commands: list[_Command], deadline: Deadline) -> None:
         async with self._within(deadline):
@@ -146,10 +152,7 @@ class StoreClient:
                 self._map = None
                 raise StoreRefused(f"no shard of the cluster serves slot {slot_of(command.name)}")
             groups.setdefault(target, []).append(command)
-        outcomes = await asyncio.gather(*(self._ask(a, group) for a, group in groups.items()), return_exceptions=True)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
+        await _together(self._ask(a, group) for a, group in groups.items())
 
     async def _ask(self, address: Address, commands: list[_Command]) -> None:
         words = [part for c in commands for part in ([("ASKING",), c.words] if c.asking else [c.words])]
@@ -194,6 +197,17 @@ class StoreClient:
             self._map = None
 
     def _node(self, address: Address) -> Node:
+        if self._closed:
+            raise StoreRefused(f"{address}: this client of the store was closed")
         if address not in self._nodes:
             self._nodes[address] = Node(address, self._settings)
         return self._nodes[address]
+
+
+async def _together(calls: Iterable[Awaitable[_T]]) -> list[_T]:
+    """Return what all `calls` return, in order; raises what the first of them raised, when all have ended."""
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]

@@ -62,7 +62,7 @@ async def _ask(address: Address, settings: StoreSettings) -> SlotMap:
     try:
         [reply] = await node.run([("CLUSTER", "SLOTS")])
     finally:
-        await node.close()
+        node.close()
     if isinstance(reply, ResponseError):
         if "cluster support disabled" in str(reply):
             raise StoreRefused(f"{address} is not in cluster mode: set the store's topology to Standalone")

@@ -38,7 +38,8 @@ class Node:
         self.address = address
         self._tls = settings.tls is not None
         self._heard = False
-        self._made: list[Connection] = []
+        self._made: list[_Connection] = []
+        self._closed = False
         self._client = Valkey.from_pool(_pool(address, settings, self._connection))
 
     async def run(self, commands: Sequence[tuple[bytes | str, ...]]) -> list[Reply | ResponseError]:
@@ -59,17 +60,20 @@ class Node:
         self._heard = True
         return replies
 
-    async def close(self) -> None:
-        """Close all connections, also those that the pool lost when a call was given up while it connected."""
-        await self._client.aclose()
+    def close(self) -> None:
+        """Close all connections, also those still being made, for good; the event loop's next turn closes the sockets.
+
+        Not the library's own way: who is cancelled while it waits for the farewells leaves connections open.
+        """
+        self._closed = True
         for connection in self._made:
-            await connection.disconnect(nowait=True)
-        self._made.clear()
+            connection.abort()
 
     def _connection(self, **options: Any) -> Connection:
-        connection = (_TlsConnection if self._tls else Connection)(**options)
-        self._made = [each for each in self._made if each.is_connected]
-        self._made.append(connection)
+        connection = _Connection(**options)
+        if self._closed:
+            connection.abort()
+        self._made.append(connection)  # the pool keeps what it made, so these are never more than it may have
         return connection
 
 
@@ -123,15 +127,34 @@ def tls_hint(encrypted: bool) -> str:
     return "(before its first reply: does it expect TLS, that is rediss://?)"
 
 
-class _TlsConnection(Connection):
-    """A connection with the `ssl.SSLContext` we were given; the library's own makes one from file names only."""
+class _Connection(Connection):
+    """A connection that can be ended at once in any state.
 
-    def __init__(self, *, tls: ssl.SSLContext, **kwargs: Any) -> None:
+    It has the `ssl.SSLContext` we were given; the library's own makes one from file names only.
+    """
+
+    def __init__(self, *, tls: ssl.SSLContext | None, **kwargs: Any) -> None:
         self._tls = tls
+        self._aborted = False
         super().__init__(**kwargs)
 
+    def abort(self) -> None:
+        """Close without a farewell, and never connect again."""
+        self._aborted = True
+        if self._writer is not None:
+            self._writer.transport.abort()
+        self._reader = self._writer = None
+
+    async def _connect(self) -> None:
+        if not self._aborted:
+            await super()._connect()  # type: ignore[no-untyped-call]
+        if self._aborted:
+            self.abort()
+            raise ValkeyConnectionError("closed while it connected")
+
     def _connection_arguments(self) -> dict[str, Any]:
-        return {**super()._connection_arguments(), "ssl": self._tls, "server_hostname": self.host}
+        encryption = {"ssl": self._tls, "server_hostname": self.host} if self._tls else {}
+        return {**super()._connection_arguments(), **encryption}
 
 
 def _pool(address: Address, settings: StoreSettings, connection: Callable[..., Connection]) -> BlockingConnectionPool:
@@ -149,7 +172,6 @@ def _pool(address: Address, settings: StoreSettings, connection: Callable[..., C
         "retry": Retry(_BACKOFF, _RECONNECTS, supported_errors=(ValkeyConnectionError,)),
         "max_connections": _CONNECTIONS,
         "timeout": None,
+        "tls": settings.tls,
     }
-    if settings.tls is not None:
-        options["tls"] = settings.tls
     return BlockingConnectionPool(connection_class=connection, **options)  # type: ignore[arg-type]  # it only calls it

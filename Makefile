@@ -4,6 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 LAB := PYTHONPATH=e2e_tests $(PYTHON) -m shadowserve_lab
 DEV := $(LAB) run --with dev
+API_STORIES := crds rendered admission operator manifests rights images cli
 STACK := $(LAB) run --with store --with dev --with engine --with model
 BENCH := $(STACK) --with kv python dataplane_image/bench/run.py
 
@@ -34,7 +35,7 @@ engine-test: ## Tests inside the engine's environment, then stories with real vL
 	@$(STACK) python -m pytest --timeout 600 e2e_tests/test_e2e_hits.py e2e_tests/test_e2e_faults.py $(ARGS)
 
 cluster-test: ## Stories with a real API server, built from Go modules on first use (some minutes)
-	@$(DEV) python -m pytest e2e_tests/test_e2e_crds.py e2e_tests/test_e2e_rendered.py e2e_tests/test_e2e_admission.py e2e_tests/test_e2e_operator.py e2e_tests/test_e2e_manifests.py e2e_tests/test_e2e_rights.py e2e_tests/test_e2e_images.py $(ARGS)
+	@$(DEV) python -m pytest $(API_STORIES:%=e2e_tests/test_e2e_%.py) $(ARGS)
 
 soak: ## 1000 requests through two engines and a store that is too small
 	@$(STACK) python -m shadowserve_lab.soak $(ARGS)

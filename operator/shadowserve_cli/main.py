@@ -1,13 +1,17 @@
-"""`shadowserve`: puts the commands of all parts together; the processes have commands of their own."""
+"""`shadowserve`, also as `kubectl shadowserve`: puts the commands of all parts together; processes have their own."""
 
+import sys
 from importlib import import_module
+from pathlib import Path
 
 import typer
 
 from shadowserve_dataplane import __version__
 
-_PARTS = {"chunk": "shadowserve_cli.chunk", "plan": "shadowserve_cli.plan", "testbed": "shadowserve_testbed.cli"}
-"""Commands by the module whose `application` they are; absent where that part's requirements are not installed."""
+_COMMANDS = ("status", "explain", "doctor", "plan")
+"""Each is the function of that name in the module of that name, which has `EXAMPLES` too."""
+_GROUPS = {"chunk": "shadowserve_cli.chunk", "testbed": "shadowserve_testbed.cli"}
+"""Groups of commands by the module whose `application` they are; absent where that part is not installed."""
 
 application = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -23,15 +27,30 @@ def version() -> None:
     typer.echo(__version__)
 
 
-def main() -> None:
-    """Run the command line."""
-    for name, module in _PARTS.items():
+def assembled() -> typer.Typer:
+    """Return the application with all commands that can run here."""
+    for name in _COMMANDS:
+        module = import_module(f"shadowserve_cli.{name}")
+        application.command(name, epilog="\n\n".join(("Examples:", *module.EXAMPLES)))(getattr(module, name))
+    for name, place in _GROUPS.items():
         try:
-            application.add_typer(import_module(module).application, name=name)
+            application.add_typer(import_module(place).application, name=name)
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("shadowserve_"):
                 raise
-    application()
+    return application
+
+
+def main() -> None:
+    """Run the command line. Exit code 2 when a command needs a part that is not installed."""
+    plugin = Path(sys.argv[0]).name == "kubectl-shadowserve"
+    try:
+        assembled()(prog_name="kubectl shadowserve" if plugin else "shadowserve")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("shadowserve_"):
+            raise
+        typer.echo(f"shadowserve: {error.name} is not installed: pip install 'shadowserve[operator]'", err=True)
+        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

@@ -4,20 +4,30 @@ The real client is thin: server-side apply with our field manager, conditional d
 `tests/fakes.py` has the other one; both pass `tests/test_operator_cluster.py`.
 """
 
+import asyncio
 import json
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol
 from urllib.parse import quote
 
+import aiohttp
 from kubernetes.aio import client, config
 
 from shadowserve_crds import names
-from shadowserve_operator.errors import ApiUnavailable, Conflict, ImpossibleCall, OperatorError, Refused
+from shadowserve_operator.errors import (
+    ApiUnavailable,
+    Conflict,
+    Forbidden,
+    ImpossibleCall,
+    NotServed,
+    OperatorError,
+    Refused,
+)
 from shadowserve_operator.kinds import LEASE, Json, Kind, Ref, ref_of
 
 _TIMEOUT = 15.0
-"""Seconds that one call may take."""
+"""Seconds that one call may take, with the retries that the API server asks for (Retry-After)."""
 _APPLY, _MERGE, _JSON = "application/apply-patch+yaml", "application/merge-patch+json", "application/json"
 
 
@@ -69,17 +79,21 @@ def checked(manifest: Json) -> Ref:
 
 
 class ApiCluster:
-    """The real cluster. Use it in `async with`; credentials are those of the pod, else of the kubeconfig."""
+    """The real cluster. Use it in `async with`; credentials are those of the pod, else of the kubeconfig.
 
-    def __init__(self, kubeconfig: str | None = None) -> None:
-        self._kubeconfig = kubeconfig
+    A kubeconfig or a context that is named goes before the pod's credentials.
+    """
+
+    def __init__(self, kubeconfig: str | None = None, context: str | None = None) -> None:
+        self._kubeconfig, self._context = kubeconfig, context
         self._api: client.ApiClient | None = None
 
     async def __aenter__(self) -> "ApiCluster":
         settings = client.Configuration()
+        settings.client_go_retries = True
         try:
-            if self._kubeconfig is not None:
-                await config.load_kube_config(self._kubeconfig, client_configuration=settings)
+            if self._kubeconfig is not None or self._context is not None:
+                await config.load_kube_config(self._kubeconfig, self._context, client_configuration=settings)
             else:
                 try:
                     config.load_incluster_config(client_configuration=settings)
@@ -139,6 +153,13 @@ class ApiCluster:
         path = ref_of(event).kind.path(event["metadata"]["namespace"])
         await self._call("POST", path, event, query={"fieldManager": names.FIELD_MANAGER})
 
+    async def ask(self, path: str, question: Json | None = None, query: Mapping[str, str] | None = None) -> Json:
+        """Return what the API server says at a path, or to a question that is posted there: nothing is kept of it."""
+        method = "GET" if question is None else "POST"
+        answer = await self._call(method, path, question, query=query)
+        assert answer is not None
+        return answer
+
     async def _call(
         self,
         method: str,
@@ -158,9 +179,10 @@ class ApiCluster:
             auth_settings=["BearerToken"],
         )
         try:
-            response = await self._api.call_api(*request, _request_timeout=_TIMEOUT)
-            text = await response.read()
-        except (TimeoutError, client.ApiException, OSError) as error:
+            async with asyncio.timeout(_TIMEOUT):
+                response = await self._api.call_api(*request, _request_timeout=_TIMEOUT)
+                text = await response.read()
+        except (TimeoutError, client.ApiException, aiohttp.ClientError, OSError) as error:
             raise ApiUnavailable(f"{method} {path}: {error or type(error).__name__}") from error
         if response.status == 404 and missing_is_fine:
             return None
@@ -179,7 +201,8 @@ def _refusal(status: int, what: str, text: bytes) -> OperatorError:
         return Conflict(f"{what}: {message}")
     if status in (408, 429) or status >= 500:
         return ApiUnavailable(f"{what}: {message}")
-    return Refused(message)
+    kinds: dict[int, type[Refused]] = {403: Forbidden, 404: NotServed}
+    return kinds.get(status, Refused)(message)
 
 
 def _place(manifest: Json) -> tuple[str, str]:

@@ -17,6 +17,14 @@ class Refused(OperatorError):
     """The API server refuses what was sent, and will again; the message is its own."""
 
 
+class Forbidden(Refused):
+    """Whoever asked has no right to; the message is the API server's own."""
+
+
+class NotServed(Refused):
+    """The API server knows no such kind, or no such namespace; the message is its own."""
+
+
 class ApiUnavailable(OperatorError):
     """The API server could not be asked, or failed; try again."""
 

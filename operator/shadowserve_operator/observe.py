@@ -82,7 +82,7 @@ async def observe(cluster: Cluster, cache: PrefixCache, namespaces: Sequence[str
         children |= {
             ref_of(body): body for body in await cluster.list(kind, cache.namespace, mine) if _owned(body, cache)
         }
-    nodes = tuple(_node(body) for body in await cluster.list(NODE))
+    nodes = tuple(read_node(body) for body in await cluster.list(NODE))
     binding_bodies = await cluster.list(DPU_BINDING)
     pods = await cluster.list(POD, cache.namespace, {names.CACHE_LABEL: cache.name})
     pools = await cluster.list(INFERENCE_POOL, cache.namespace)
@@ -92,8 +92,8 @@ async def observe(cluster: Cluster, cache: PrefixCache, namespaces: Sequence[str
         bindings=tuple(DPUBinding.parse(body) for body in binding_bodies),
         binding_bodies=binding_bodies,
         caches=await _caches(cluster, namespaces),
-        planes=_planes(pods, {node.name for node in nodes if node.ready}),
-        engines=tuple(_engine(pod) for pod in pods if _is_engine(pod)),
+        planes=data_planes(pods, nodes),
+        engines=engines(pods),
         pools=sum(pool["spec"].get("cacheRef", {}).get("name") == cache.name for pool in pools),
         secrets=await _named_secrets(cluster, cache),
         reachable=await _reachable(cache),
@@ -126,12 +126,15 @@ async def _caches(cluster: Cluster, namespaces: Sequence[str]) -> tuple[PrefixCa
     return tuple(found)
 
 
-def _node(body: Json) -> Node:
+def read_node(body: Json) -> Node:
+    """Return what matters of a node."""
     metadata = body["metadata"]
     return Node(metadata["name"], metadata.get("labels") or {}, _ready_since(body) is not None)
 
 
-def _planes(pods: Sequence[Json], ready_nodes: set[str]) -> dict[str, DataPlane]:
+def data_planes(pods: Sequence[Json], nodes: Sequence[Node]) -> dict[str, DataPlane]:
+    """Return the data planes among the pods of one cache, by the card's node; a silent node's does not serve."""
+    ready_nodes = {node.name for node in nodes if node.ready}
     found: dict[str, DataPlane] = {}
     for pod in pods:
         labels, status, card = pod["metadata"].get("labels") or {}, pod.get("status", {}), pod["spec"].get("nodeName")
@@ -144,6 +147,11 @@ def _planes(pods: Sequence[Json], ready_nodes: set[str]) -> dict[str, DataPlane]
         if card not in found or found[card].ready_since is None:
             found[card] = plane
     return found
+
+
+def engines(pods: Sequence[Json]) -> tuple[EnginePod, ...]:
+    """Return the injected pods among them that run, or will."""
+    return tuple(_engine(pod) for pod in pods if _is_engine(pod))
 
 
 def _is_engine(pod: Json) -> bool:

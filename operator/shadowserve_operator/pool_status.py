@@ -6,6 +6,7 @@ from datetime import datetime
 from shadowserve_crds.conditions import Condition, Reason, condition, merged, summary
 from shadowserve_crds.inferencepool import InferencePool, InferencePoolCondition, InferencePoolStatus, PodsByPlace
 from shadowserve_crds.prefixcache import PlaceName
+from shadowserve_operator.desired.assignment import place_of
 from shadowserve_operator.desired.engine import pod_selector, refused_flags
 from shadowserve_operator.desired.generation import cache_generation
 from shadowserve_operator.pool_observe import PoolPod, PoolSnapshot
@@ -97,9 +98,9 @@ def _rollout_complete(pool: InferencePool, snapshot: PoolSnapshot) -> Condition:
 
 
 def _by_place(snapshot: PoolSnapshot) -> PodsByPlace:
-    on_card = sum(bool(pod.told) for pod in snapshot.pods)
-    hosted = snapshot.cache is not None and PlaceName.HOST in snapshot.cache.spec.placement.order
-    on_host = sum(pod.injected and not pod.told for pod in snapshot.pods) if hosted else 0
+    order = snapshot.cache.spec.placement.order if snapshot.cache else ()
+    places = [place_of(pod.told, order) for pod in snapshot.pods if pod.injected]
+    on_card, on_host = places.count(PlaceName.DPU), places.count(PlaceName.HOST)
     return PodsByPlace(dpu=on_card, host=on_host, none=len(snapshot.pods) - on_card - on_host)
 
 

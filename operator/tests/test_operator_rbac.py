@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from shadowserve_operator.install import install_text
+from shadowserve_operator.rights import IN_CLUSTER, IN_NAMESPACE, Right
 
 OBJECTS: list[dict[str, Any]] = [each for each in yaml.safe_load_all(install_text()) if each]
 READ, KEEP = "get list watch", "get list watch create patch delete"
@@ -46,6 +47,19 @@ def test_in_a_watched_namespace_the_operator_keeps_what_it_makes() -> None:
         "persistentvolumeclaims": "get",
         "events": "create",
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked"), [("ClusterRole", IN_CLUSTER), ("Role", IN_NAMESPACE)], ids=["cluster", "namespace"]
+)
+def test_the_doctor_asks_for_what_the_roles_give(kind: str, asked: tuple[Right, ...]) -> None:
+    given = {
+        (verb, resource)
+        for resource, verbs in rights(kind, "shadowserve-operator").items()
+        for verb in verbs.split(" [")[0].split()
+    }
+    found_by_the_framework = {"namespaces", "customresourcedefinitions", "mutatingwebhookconfigurations"}
+    assert {each for each in given if each[1] not in found_by_the_framework} == {(e.verb, e.resource) for e in asked}
 
 
 def test_in_its_own_namespace_the_operator_has_its_lease_and_the_webhooks_certificate() -> None:

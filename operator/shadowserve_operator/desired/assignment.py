@@ -50,6 +50,13 @@ class Assignment:
         return self.pod.told != self.endpoint
 
 
+def place_of(endpoint: str | None, order: Sequence[PlaceName]) -> PlaceName | None:
+    """Return where an injected pod restores that was told this endpoint; None: nowhere, its engine computes."""
+    if endpoint:
+        return PlaceName.DPU
+    return PlaceName.HOST if PlaceName.HOST in order else None
+
+
 def assign(
     pods: Sequence[EnginePod],
     pairing: Pairing,

@@ -1,0 +1,95 @@
+"""What stories about the operator on a real API server share: the process, small resources, waiting on what is."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shadowserve_crds import names
+from shadowserve_lab.home import REPOSITORY
+from shadowserve_lab.processes import free_port
+from shadowserve_testbed.api_server import ApiServer, KubectlError
+
+DEADLINE = 30.0
+
+
+def own_environment(kubeconfig: Path, **more: str) -> dict[str, str]:
+    """Return the environment in which our programs find the sources and the cluster."""
+    paths = os.pathsep.join(str(REPOSITORY / part) for part in ("crds", "dataplane_image", "operator", "e2e_tests"))
+    return {**os.environ, "KUBECONFIG": str(kubeconfig), "PYTHONPATH": paths, **more}
+
+
+@contextmanager
+def operator_running(api: ApiServer, log: Path, namespace: str = "default") -> Iterator[subprocess.Popen[bytes]]:
+    """Run the operator's process as administrator; its Lease is in `namespace`."""
+    own = {"SHADOWSERVE_METRICS_PORT": str(free_port()), "SHADOWSERVE_NAMESPACE": namespace}
+    with log.open("ab") as output:
+        command = [sys.executable, "-m", "shadowserve_operator"]
+        environment = own_environment(api.kubeconfig, **own)
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
+
+
+def wait(log: Path, what: str, holds: Callable[[], object], deadline: float = DEADLINE) -> None:
+    """Return once it holds; else fail with the end of the operator's log."""
+    end = time.monotonic() + deadline
+    while not holds():
+        assert time.monotonic() < end, f"{what}: not within {deadline} s\n{log.read_text()[-4000:]}"
+        time.sleep(0.1)
+
+
+def get(api: ApiServer, *what: str) -> dict[str, Any] | None:
+    """Return an object, None when there is none."""
+    try:
+        found: dict[str, Any] = json.loads(api.kubectl("get", *what, "-o", "json"))
+    except KubectlError as error:
+        if "NotFound" in str(error):
+            return None
+        raise
+    return found
+
+
+def create(api: ApiServer, *manifests: Mapping[str, Any]) -> None:
+    """Create objects."""
+    for manifest in manifests:
+        api.kubectl("create", "-f", "-", manifest=manifest)
+
+
+def node(name: str, **labels: str) -> dict[str, Any]:
+    """Return a node that nobody runs."""
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}}
+
+
+def cache(name: str, **spec: Any) -> dict[str, Any]:
+    """Return a PrefixCache."""
+    metadata = {"name": name, "namespace": "default"}
+    return {"apiVersion": names.API_VERSION, "kind": "PrefixCache", "metadata": metadata, "spec": spec}
+
+
+def pool(name: str, **spec: Any) -> dict[str, Any]:
+    """Return an InferencePool without replicas whose model needs nothing of the cluster."""
+    source = {"type": "HuggingFace", "huggingFace": {"repository": "a/b"}}
+    whole = {"replicas": 0, "model": {"name": "m", "source": source}, "engine": {"image": "engine:1"}, **spec}
+    metadata = {"name": name, "namespace": "default"}
+    return {"apiVersion": names.API_VERSION, "kind": "InferencePool", "metadata": metadata, "spec": whole}
+
+
+def condition(api: ApiServer, what: str, kind: str, part: str = "reason") -> str:
+    """Return a part of a condition of `what` (as "pfc/kv"); "" while it has none."""
+    body = get(api, what) or {}
+    listed = {each["type"]: each[part] for each in body.get("status", {}).get("conditions", ())}
+    return str(listed.get(kind, ""))
+
+
+def patch_status(api: ApiServer, what: str, **status: Any) -> None:
+    """Write into a status as the object's own controller would."""
+    api.kubectl("patch", what, "--subresource=status", "--type=merge", "-p", json.dumps({"status": status}))

@@ -1,0 +1,53 @@
+"""The command line itself: its help, and its words when there is no cluster."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from shadowserve_cli.main import assembled
+
+RUNNER = CliRunner()
+NOBODY = "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{name: c, context: {cluster: k, user: u}}]\n" + (
+    "clusters: [{name: k, cluster: {server: 'https://127.0.0.1:1'}}]\nusers: [{name: u, user: {}}]\n"
+)
+
+
+@pytest.fixture(scope="module")
+def application() -> Iterator[object]:
+    return assembled()
+
+
+@pytest.mark.parametrize("command", ["status", "explain", "doctor", "plan"])
+def test_help_has_examples(application: object, command: str) -> None:
+    done = RUNNER.invoke(application, [command, "--help"])  # type: ignore[arg-type]
+    assert done.exit_code == 0
+    assert f"shadowserve {command}" in done.output.split("Examples:")[1]
+
+
+@pytest.mark.parametrize("command", [["status"], ["explain", "pod"], ["doctor"]])
+def test_without_a_cluster_the_message_is_clear_and_the_code_is_2(
+    application: object, command: list[str], tmp_path: Path
+) -> None:
+    absent, nobody = tmp_path / "absent", tmp_path / "nobody"
+    nobody.write_text(NOBODY)
+    done = RUNNER.invoke(application, [*command, "--kubeconfig", str(absent)])  # type: ignore[arg-type]
+    assert done.exit_code == 2
+    assert f"{absent} does not exist" in done.output
+    done = RUNNER.invoke(application, [*command, "--kubeconfig", str(nobody)])  # type: ignore[arg-type]
+    assert done.exit_code == 2
+    assert "127.0.0.1:1" in done.output
+    done = RUNNER.invoke(application, [*command, "--kubeconfig", str(nobody), "--context", "x"])  # type: ignore[arg-type]
+    assert done.exit_code == 2
+    assert "Traceback" not in done.output
+
+
+def test_a_plan_needs_no_cluster(application: object, tmp_path: Path) -> None:
+    manifest = tmp_path / "cache.json"
+    body = {"apiVersion": "shadowserve.io/v1alpha1", "kind": "PrefixCache", "metadata": {"name": "kv"}, "spec": {}}
+    manifest.write_text(json.dumps(body))
+    done = RUNNER.invoke(application, ["plan", "-f", str(manifest)])  # type: ignore[arg-type]
+    assert done.exit_code == 0
+    assert "create StatefulSet kv-store" in done.output

@@ -1,0 +1,163 @@
+"""What `shadowserve doctor` makes of what it found."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from cli_pictures import NOW, cache, condition, hook, lease, nodes, picture
+
+from shadowserve_cli.doctor_checks import Check, Diagnosis, Verdict, diagnosis
+from shadowserve_cli.doctor_facts import OPERATOR, Facts, probe_pods, watched_namespaces
+from shadowserve_crds import names
+from shadowserve_crds.generate import KINDS
+from shadowserve_crds.schema import definition
+from shadowserve_operator import pki
+from shadowserve_operator.desired.certificates import Wanted
+from shadowserve_operator.desired.pairing import Node
+from shadowserve_operator.kinds import Json
+from shadowserve_operator.webhook_identity import WEBHOOK
+
+
+def definitions(**changes: Any) -> dict[str, Json | None]:
+    said = {"conditions": [{"type": "Established", "status": "True"}]}
+    found: dict[str, Json | None] = {
+        f"{kind.plural}.{names.GROUP}": {**definition(kind), "status": said} for kind in KINDS
+    }
+    return found | changes
+
+
+def deployment(name: str, ready: int = 2) -> Json:
+    environment = [{"name": "SHADOWSERVE_WATCH_NAMESPACES", "value": "default, chat"}]
+    template = {"spec": {"containers": [{"name": "operator", "env": environment}]}}
+    metadata = {"name": name, "namespace": "shadowserve-system"}
+    return {"metadata": metadata, "spec": {"replicas": 2, "template": template}, "status": {"readyReplicas": ready}}
+
+
+def facts(**changes: Any) -> Facts:
+    found: dict[str, Any] = {
+        "version": "v1.36.3",
+        "definitions": definitions(),
+        "installed": True,
+        "deployments": {name: deployment(name) for name in (OPERATOR, WEBHOOK)},
+        "missing_rights": (),
+        "namespaces": {"default": {"pod-security.kubernetes.io/enforce": "restricted"}},
+        "probe": {names.SKIPPED_ANNOTATION: "there is no PrefixCache shadowserve-doctor in namespace default"},
+        "picture": picture(),
+        **changes,
+    }
+    return Facts(**found)
+
+
+def check(found: Diagnosis, name: str) -> Check:
+    return next(each for each in found.checks if each.name == name)
+
+
+def certificate(days: float) -> Any:
+    issued = NOW - timedelta(days=90 - days)
+    return pki.issue(Wanted("x", ("x",)), pki.make_authority("a", issued), issued)
+
+
+def test_a_cluster_in_order() -> None:
+    found = diagnosis(facts(certificates={"default/kv-store-tls": certificate(80)}), NOW)
+    assert {each.verdict for each in found.checks} == {Verdict.OK}, found.checks
+    assert "restricted" in check(found, "our pods are admitted").found
+    assert "in 80 days" in check(found, "certificates").found
+
+
+def test_before_install_the_cluster_is_judged_by_whether_it_is_fit() -> None:
+    bare = Facts(version="v1.36.3", definitions=dict.fromkeys(definitions()), namespaces={"default": {}}, probe={})
+    found = diagnosis(bare, NOW)
+    assert not found.wrong, found.checks
+    assert check(found, "webhook answers").verdict is Verdict.NOT_YET
+    poor = diagnosis(Facts(version="v1.29.0", may_not_install=("create namespaces",)), NOW)
+    assert check(poor, "API server").verdict is Verdict.WRONG
+    assert "you may not create namespaces" in check(poor, "your rights").found
+
+
+def _other_schema() -> dict[str, Json | None]:
+    name = f"prefixcaches.{names.GROUP}"
+    body = definitions()[name] or {}
+    return {name: {**body, "spec": {**body["spec"], "versions": []}}}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("custom resources", {"definitions": definitions(**{f"prefixcaches.{names.GROUP}": None})}, "not installed"),
+        ("custom resources", {"definitions": definitions(**_other_schema())}, "of another version: spec.versions"),
+        (OPERATOR, {"deployments": {OPERATOR: None, WEBHOOK: deployment(WEBHOOK)}}, "not there"),
+        (WEBHOOK, {"deployments": {OPERATOR: deployment(OPERATOR), WEBHOOK: deployment(WEBHOOK, 0)}}, "none of 2"),
+        ("operator acts", {"picture": picture(lease=lease(600))}, "has not renewed it for 600 s"),
+        ("operator's rights", {"missing_rights": ("create secrets in chat",)}, "may not create secrets in chat"),
+        ("webhook's configuration", {"picture": picture(hook=None)}, "not there"),
+        ("webhook's configuration", {"picture": picture(hook=hook(clientConfig={}))}, "caBundle"),
+        ("webhook answers", {"probe": {}}, "was not shown to it"),
+        (
+            "webhook answers",
+            {"probe": {names.SKIPPED_ANNOTATION: "PrefixCache x cannot be looked up now (forbidden)"}},
+            "it is reached, but",
+        ),
+        ("certificates", {"certificates": {"default/kv-store-tls": certificate(-1)}}, "expired or damaged"),
+        ("certificates", {"certificates": {"default/kv-store-tls": None}}, "expired or damaged"),
+        ("namespaces", {"namespaces": {"nowhere": None}}, "do not exist: nowhere"),
+        ("our pods are admitted", {"refused": ("store in default: violates PodSecurity",)}, "violates PodSecurity"),
+        ("nodes", {"picture": picture(nodes=())}, "none seen"),
+        ("pairing", {"picture": picture(nodes=nodes()[:1])}, "which is no node"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_fix(name: str, changes: dict[str, Any], says: str) -> None:
+    found = diagnosis(facts(**changes), NOW)
+    assert found.wrong
+    assert check(found, name).verdict is Verdict.WRONG
+    assert says in check(found, name).found
+    assert check(found, name).fix
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        (OPERATOR, {"deployments": {OPERATOR: deployment(OPERATOR, 1), WEBHOOK: deployment(WEBHOOK)}}, "1 of 2"),
+        ("certificates", {"certificates": {"default/kv-store-tls": certificate(0.5)}}, "in 0 days"),
+        ("resources", {"picture": picture(caches=(cache(condition("Ready", "False")),))}, "PrefixCache default/kv"),
+        ("nodes", {"picture": picture(nodes=nodes(ready=False))}, "silent: card-0"),
+        (
+            "nodes",
+            {
+                "picture": picture(
+                    nodes=(Node("a", {"feature.node.kubernetes.io/pci-0200_15b3.present": "true"}, True),)
+                )
+            },
+            "NFD found BlueField cards",
+        ),
+        ("webhook's configuration", {"picture": picture(hook=hook(failurePolicy="Fail"))}, "hold pods back"),
+    ],
+)
+def test_what_deserves_a_look_is_no_failure(name: str, changes: dict[str, Any], says: str) -> None:
+    found = diagnosis(facts(**changes), NOW)
+    assert not found.wrong
+    assert check(found, name).verdict is Verdict.WARNING
+    assert says in check(found, name).found
+    assert check(found, name).fix
+
+
+def test_what_may_not_be_read_is_unknown_not_wrong() -> None:
+    hidden = facts(
+        missing_rights=None,
+        definitions=dict.fromkeys(definitions()),
+        deployments=dict.fromkeys((OPERATOR, WEBHOOK)),
+        picture=picture(hook=None, lease=None, unreadable=("MutatingWebhookConfiguration shadowserve", "Lease x")),
+        unreadable=("custom resource definitions: no", "Deployments of shadowserve-system: no"),
+    )
+    found = diagnosis(hidden, NOW)
+    assert not found.wrong, [each for each in found.checks if each.verdict is Verdict.WRONG]
+
+
+def test_the_namespaces_are_those_that_the_operator_watches() -> None:
+    assert watched_namespaces(deployment(OPERATOR)) == ("default", "chat")
+    assert watched_namespaces(None) == ()
+
+
+def test_the_pods_that_are_tried_are_those_that_the_operator_makes() -> None:
+    pods = probe_pods("default")
+    assert pods["store"]["spec"]["containers"][0]["name"] == "valkey"
+    assert pods["engine"]["metadata"]["labels"] == {names.CACHE_LABEL: "shadowserve-doctor"}

@@ -11,3 +11,11 @@ class TargetFault(CapacityError):
 
 class ProposalFault(CapacityError):
     """The proposal returned something that is not a state of the chain."""
+
+
+class ProblemError(CapacityError):
+    """A problem was described that cannot be made."""
+
+
+class WorkerError(CapacityError):
+    """Workers cannot be started, or are not what they should be."""

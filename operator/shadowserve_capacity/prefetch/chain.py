@@ -52,8 +52,22 @@ class Chain:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a chain stands before an iteration: all that its future depends on, beside the problem."""
+
+    iteration: int
+    theta: State
+    log_scale: float
+
+
 def run_serial(problem: Problem) -> Chain:
     """Return the chain of `problem`, one evaluation after the other: the reference."""
+    return serial_run(problem)[0]
+
+
+def serial_run(problem: Problem) -> tuple[Chain, Position]:
+    """Return the chain of `problem` and where it stands at its end."""
     theta, scale = problem.start, problem.adaptation.log_scale
     density = log_density(problem, theta)
     if density == -np.inf:
@@ -67,7 +81,7 @@ def run_serial(problem: Problem) -> Chain:
             theta, density = proposed.theta, candidate
         steps.append(Step(accepted, theta, density))
         scale = problem.adaptation.next(scale, iteration, accepted)
-    return Chain.of(steps, problem.start.shape[0])
+    return Chain.of(steps, problem.start.shape[0]), Position(problem.iterations, theta, scale)
 
 
 def log_density(problem: Problem, theta: State) -> float:

@@ -68,12 +68,23 @@ class Master:
         self._audit: Task | None = None
         self.steps: list[Step] = []
         self.useful_terms = 0
+        self.accepted = 0
         self._enter(self._tree.front)
 
     @property
     def done(self) -> bool:
         """Return whether the whole chain is out."""
         return len(self.steps) == self._problem.iterations
+
+    @property
+    def iterations(self) -> int:
+        """Return how long the chain will be."""
+        return self._problem.iterations
+
+    @property
+    def split(self) -> int | None:
+        """Return the least share of an evaluation that is given out; None when evaluations are not shared."""
+        return self._policy.split
 
     @property
     def chain(self) -> Chain:
@@ -227,6 +238,7 @@ class Master:
             self._tree.advance(accepted)
             self._enter(self._tree.front)
             state = self._tree.state
+            self.accepted += accepted
             self.steps.append(Step(accepted, state.theta, state.log_density))
             if len(self.steps) % _AUDIT_EVERY == 1:
                 batch = len(self.steps) // _AUDIT_EVERY % state.batches

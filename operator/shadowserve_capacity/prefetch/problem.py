@@ -1,7 +1,7 @@
 """The problem a chain solves: target, proposal, start; and the two random streams."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -108,6 +108,11 @@ class Problem:
         if math.isnan(value) or value == math.inf:
             raise TargetFault(f"log prior is {value}")
         return value
+
+    def canonical(self, theta: State) -> State:
+        """Return the state of equal density that stands for `theta`, if the target has a `canonical` to say so."""
+        known: Callable[[State], State] | None = getattr(self.target, "canonical", None)
+        return theta if known is None else known(theta)
 
     def evaluate(self, theta: State, batch: int) -> float:
         """Return the finite term of one batch; raises TargetFault otherwise."""

@@ -139,9 +139,11 @@ class Crew:
                     self._answered(worker, decode(data))
                 elif data == READY:
                     worker.ready = True
+                    self._meter.begin(time.monotonic())
                     self._idle.update(lane.number for lane in worker.lanes)
                 else:
-                    raise WorkerError(data.removeprefix(REFUSED).decode(errors="replace"))
+                    reason = data.removeprefix(REFUSED).decode(errors="replace")
+                    raise TargetFault(f"a worker cannot take the target: {reason}")
         except WorkerError as error:
             self._bury(worker, error)
 
@@ -221,11 +223,11 @@ class Crew:
             self._master.lost(lane.number)
             self._idle.discard(lane.number)
         worker.link.close()
-        if not worker.ready:
-            raise WorkerError(f"a worker cannot start: {error}")
         another = self._hiring.replace(worker.link)
         if another is not None:
             self._enlist([another])
+        elif not self._workers and not self._meter.begun:
+            raise WorkerError(f"no worker could start: {error}")
 
     def _work_a_batch(self) -> bool:
         """Be a worker oneself for one batch; return whether there was anything to do."""
@@ -268,7 +270,6 @@ def run_parallel(
     if split == 0:
         split = chosen_split(problem.target.batches, batch_seconds, workers)
     master = Master(problem, predictor, Policy(split=split, workers=workers))
-    began = time.monotonic()
-    meter = Meter(workers + options.master_works, batch_seconds, began, options.told_every)
+    meter = Meter(workers + options.master_works, batch_seconds, time.monotonic(), options.told_every)
     chain = Crew(problem, hiring, master, options, meter).run()
     return chain, meter.progress(time.monotonic(), master)

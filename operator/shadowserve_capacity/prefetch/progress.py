@@ -40,6 +40,7 @@ class Meter:
         self.batch_seconds = alone_seconds
         self._alone_seconds = alone_seconds
         self._began = began
+        self.begun = False
         self._told_every = told_every
         self._told = began
         self._terms = 0
@@ -48,6 +49,11 @@ class Meter:
     def hired(self, workers: int) -> None:
         """Note that there are more workers than were thought."""
         self.workers = max(self.workers, workers)
+
+    def begin(self, now: float) -> None:
+        """Let the time start with the first worker that is ready, once."""
+        if not self.begun:
+            self._began, self.begun = now, True
 
     def answered(self, terms: int, seconds: float) -> None:
         """Take note of terms and the time they took."""

@@ -1,0 +1,193 @@
+"""Real worker processes, killed, stopped and overtaken: the bytes are the serial run's."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from shadowserve_capacity.errors import TargetFault, WorkerError
+from shadowserve_capacity.prefetch.chain import run_serial
+from shadowserve_capacity.prefetch.links import Link
+from shadowserve_capacity.prefetch.parallel import Options, chosen_split, run_parallel
+from shadowserve_capacity.prefetch.predictors import Naive, PartialData, Predictor
+from shadowserve_capacity.prefetch.problem import Problem, State
+from shadowserve_capacity.prefetch.processes import Processes, ProcessLink, processes
+from shadowserve_capacity.prefetch.progress import Progress
+from shadowserve_capacity.prefetch.surrogate import Surrogate
+from shadowserve_capacity.prefetch.wire import Answer, CallOff, Failure, Message, Order, decode, encode
+from shadowserve_capacity.problems.named import Named
+
+SMALL = Named("logistic", 2000, 3, 20)
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Takes a few milliseconds a batch, so that there is time to interfere."""
+
+    scale: float = 1.0
+    batches: int = 6
+
+    def log_prior(self, theta: State) -> float:
+        return 0.0
+
+    def log_likelihood(self, theta: State, batch: int) -> float:
+        end = time.perf_counter() + 0.002
+        while time.perf_counter() < end:
+            pass
+        return -0.5 * self.scale * float((theta * theta).sum()) / (batch + 1)
+
+
+@dataclass(frozen=True)
+class Broken(Slow):
+    """Has no value anywhere but at the start, in one batch."""
+
+    def log_likelihood(self, theta: State, batch: int) -> float:
+        return float("nan") if batch == 5 else -1.0
+
+
+@dataclass
+class Troubled:
+    """Hires processes and does something to them as the run goes on."""
+
+    processes: Processes
+    links: list[ProcessLink]
+
+    def hired(self) -> list[Link]:
+        links = self.processes.hired()
+        self.links += [link for link in links if isinstance(link, ProcessLink)]
+        return links
+
+    def replace(self, link: Link) -> Link | None:
+        another = self.processes.replace(link)
+        if isinstance(another, ProcessLink):
+            self.links.append(another)
+        return another
+
+    def fileno(self) -> int | None:
+        return None
+
+    def close(self) -> None:
+        self.processes.close()
+
+
+def slow_problem(iterations: int) -> Problem:
+    return replace(SMALL.problem(iterations), target=Slow(), start=np.ones(4))
+
+
+@pytest.mark.parametrize("split", [None, 0, 3])
+@pytest.mark.parametrize("predictor", [lambda _: Naive(), Surrogate])
+def test_processes_give_the_serial_bytes(split: int | None, predictor: Callable[[Problem], Predictor]) -> None:
+    problem = SMALL.problem(80)
+    with processes(problem.target, 3) as hiring:
+        chain, progress = run_parallel(problem, hiring, 3, predictor(problem), Options(split=split))
+    assert chain.sha256 == run_serial(problem).sha256
+    assert progress.iteration == 80
+    assert progress.acceptance == pytest.approx(chain.acceptance)
+    assert progress.useful + progress.wasted + progress.idle == pytest.approx(1.0)
+
+
+def interfere(signals: list[int], troubled: Troubled) -> Callable[[Progress], None]:
+    def tell(progress: Progress) -> None:
+        if signals and troubled.links and progress.iteration:
+            victim = troubled.links[-1]
+            os.kill(victim.pid, signals.pop())
+
+    return tell
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGKILL] * 3, [signal.SIGSTOP], [signal.SIGKILL, signal.SIGSTOP]])
+def test_killed_and_stopped_workers_cost_time_only(signals: list[int]) -> None:
+    problem = slow_problem(40)
+    with processes(problem.target, 2) as hiring:
+        troubled = Troubled(hiring, [])
+        options = Options(stall_seconds=0.05, told_every=0.1, tell=interfere(signals, troubled))
+        chain, _ = run_parallel(problem, troubled, 2, PartialData(), options)
+    assert not signals, "there was time for all the trouble"
+    assert chain.sha256 == run_serial(problem).sha256
+
+
+def test_without_any_worker_left_the_master_does_it_all() -> None:
+    problem = slow_problem(20)
+    with processes(problem.target, 1) as hiring:
+        troubled = Troubled(hiring, [])
+        options = Options(told_every=0.0, tell=interfere([signal.SIGKILL] * 4, troubled))
+        chain, _ = run_parallel(problem, troubled, 1, PartialData(), options)
+    assert len(troubled.links) == 4, "the first, and three that took its place"
+    assert chain.sha256 == run_serial(problem).sha256
+
+
+def test_the_master_works_beside_its_workers() -> None:
+    problem = slow_problem(20)
+    with processes(problem.target, 1) as hiring:
+        chain, progress = run_parallel(problem, hiring, 1, PartialData(), Options(master_works=True))
+    assert progress.workers == 2
+    assert chain.sha256 == run_serial(problem).sha256
+
+
+def test_a_broken_target_is_named() -> None:
+    problem = replace(slow_problem(20), target=Broken())
+    with processes(problem.target, 2) as hiring, pytest.raises(TargetFault, match="batch 5 is nan"):
+        run_parallel(problem, hiring, 2, PartialData())
+
+
+def test_a_target_that_cannot_be_sent_is_refused_in_words() -> None:
+    class Local(Slow):
+        pass
+
+    with pytest.raises(WorkerError, match="define its class in a module"), processes(Local(), 1):
+        pass
+
+
+def test_arrays_are_shared_and_not_copied() -> None:
+    problem = Named("mixture", 200_000, 1).problem(1)
+    with processes(problem.target, 1) as hiring:
+        (link,) = hiring.hired()
+        assert isinstance(link, ProcessLink)
+        deadline = time.monotonic() + 30
+        while not link.received():
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.01)
+        with open(f"/proc/{link.pid}/smaps_rollup") as file:
+            private = sum(int(line.split()[1]) for line in file if line.startswith("Private_Dirty"))
+        link.close()
+    assert private < 100_000, "KiB, less than the interpreter and a copy of 12.8 MB of data would be"
+
+
+def test_splitting_pays_only_if_shares_outlast_their_messages() -> None:
+    assert chosen_split(100, 0.010, 16) == 1
+    assert chosen_split(100, 0.0005, 16) == 4
+    assert chosen_split(100, 0.00001, 16) is None, "an evaluation takes a millisecond"
+    assert chosen_split(1, 10.0, 16) is None, "there is nothing to share"
+    assert chosen_split(100, 0.010, 1) is None
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Answer(3, 4, 5, 6, True, 0.5, (1.0, -2.5)),
+        Answer(0, 1, 2, 3, False, 0.0, ()),
+        Failure(1, 2, 3, "batch 4 is nan – no"),
+        CallOff(1, 2**40),
+    ],
+)
+def test_messages_survive_the_wire(message: Message) -> None:
+    assert decode(encode(message)) == message
+
+
+def test_orders_survive_the_wire() -> None:
+    order = Order(1, 2, 3, 4, 5, 6, np.array([1.5, -0.0]))
+    read = decode(encode(order))
+    assert isinstance(read, Order)
+    assert read.theta.tobytes() == order.theta.tobytes()
+    assert (read.lane, read.serial, read.node, read.first, read.stop, read.report) == (1, 2, 3, 4, 5, 6)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x07", b"\x01short", encode(CallOff(1, 2))[:-1]])
+def test_nonsense_is_refused(data: bytes) -> None:
+    with pytest.raises(WorkerError, match="no sense"):
+        decode(data)

@@ -26,12 +26,13 @@ def hello(role: str = "worker", world: int = 1) -> Hello:
 class FakeCache:
     """A `PagedCopy` over numpy: block `b` is `blocks[b]`, bits `[planes][block tokens][channels]`.
 
-    `gate` closed keeps a copy from ending, `entered` says that one has begun.
+    `gate` closed keeps a copy from ending, `entered` says that one has begun; `adopted` are the landing buffers.
     """
 
     blocks: np.ndarray = field(default_factory=lambda: np.zeros((64, 4, 4, 8), np.uint16))
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
+    adopted: list[memoryview] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -39,9 +40,13 @@ class FakeCache:
     def prepare(self) -> None:
         pass
 
+    def adopt(self, landing: memoryview) -> None:
+        self.adopted.append(landing)
+
     def scatter(self, image: CodesImage | ValuesImage, span: BlockSpan) -> None:
         self.entered.set()
         assert self.gate.wait(10)
+        assert self.adopted, "a slot is read before its buffer was adopted"
         assert isinstance(image, ValuesImage)
         for number, block in enumerate(span.blocks, span.first):
             self.blocks[block] = image.values[:, 4 * number : 4 * number + 4]

@@ -86,6 +86,26 @@ def test_chunks_land_in_their_blocks_and_slots_go_back(engine: Engine, stub: Stu
     assert not stub.of(Cancel)
 
 
+def test_every_landing_buffer_is_adopted_once_and_before_anything_lands(engine: Engine, stub: StubSidecar) -> None:
+    engine.step(StepPlan(loads=(LOAD,)))
+    engine.step_until("the load", lambda: engine.loaded)
+    (landing,) = engine.cache.adopted
+    assert bytes(landing[:4]) == b"SSLD"
+
+
+def test_a_landing_buffer_that_cannot_be_adopted_is_read_all_the_same(socket: str, stub: StubSidecar) -> None:
+    class UnwillingDevice(FakeCache):
+        def adopt(self, landing: memoryview) -> None:
+            raise RuntimeError("out of page-locked memory")
+
+    engine = Engine(socket, UnwillingDevice())
+    wait_until(lambda: engine.worker.connected, "a session")
+    engine.step(StepPlan(loads=(LOAD,)))
+    engine.step_until("the load", lambda: engine.loaded)
+    assert engine.failed == set()
+    engine.worker.close()
+
+
 def test_blocks_of_a_local_hit_inside_a_chunk_stay_untouched(engine: Engine) -> None:
     part = LoadPlan(1, "r", (ChunkLoad((KEYS[0],), (12, 13), first_block=2),))
     engine.step(StepPlan(loads=(part,)))

@@ -1,14 +1,16 @@
 """Triton kernels between canonical chunks in device memory and the engine's paged cache (`EngineLayout.STRIDED`).
 
-One program moves `TILE` tokens of one plane. `layers` holds the address of every layer's cache tensor; all layers have
-the same strides (elements): block, head, token, dim. `geometry` of a call: `token` 0 of the destination span is token
-`first * block_tokens` of the chunk, and `blocks[i]` is the engine block of the span's i-th block.
+One program moves `TILE` tokens of one plane, or of both planes of a layer. `layers` holds the address of every layer's
+cache tensor; all layers have the same strides (elements): block, head, token, dim. `geometry` of a call: `token` 0 of
+the destination span is token `first * block_tokens` of the chunk, and `blocks[i]` is the engine block of the span's
+i-th block.
 """
 
 import triton
 import triton.language as tl
 
-TILE = 16
+TILE = 8
+"""Tokens that a program moves: small, so that it ends soon when a decode step waits for its place."""
 
 
 @triton.jit
@@ -43,21 +45,26 @@ def scatter_codes_kernel(  # type: ignore[no-untyped-def]
     tile: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """Write `mean + step * code`, computed in float32 and rounded once to `dtype`."""
-    plane = tl.program_id(0)
+    """Write `mean + step * code`, computed in float32 and rounded once to `dtype`; one program does K and V of a tile.
+
+    What lands here is read and written once: it may leave the cache first.
+    """
+    layer = tl.program_id(0)
     tokens = tl.program_id(1) * tile + tl.arange(0, tile)
     columns = tl.arange(0, columns_padded)
     inside = (tokens < span_tokens)[:, None] & (columns < channels)[None, :]
     tokens = tl.minimum(tokens, span_tokens - 1)
-    rows = (plane * chunk_tokens + first_token + tokens).to(tl.int64) * channels
-    code = tl.load(codes + rows[:, None] + columns[None, :], inside, 0).to(tl.float32)
-    mean = tl.load(means + plane * channels + columns, columns < channels, 0).to(tl.float32)
-    value = code * tl.load(steps + plane) + mean[None, :]
-    cache = tl.load(layers + plane // 2).to(tl.pointer_type(dtype))
-    offsets = _cache_offsets(
-        blocks, tokens, columns, plane, stride_block, stride_head, stride_token, stride_dim, block_tokens, head_dim
-    )
-    tl.store(cache + offsets, value.to(dtype), inside)
+    cache = tl.load(layers + layer).to(tl.pointer_type(dtype))
+    for half in tl.static_range(2):
+        plane = 2 * layer + half
+        rows = (plane * chunk_tokens + first_token + tokens).to(tl.int64) * channels
+        code = tl.load(codes + rows[:, None] + columns[None, :], inside, 0, eviction_policy="evict_first")
+        mean = tl.load(means + plane * channels + columns, columns < channels, 0).to(tl.float32)
+        value = code.to(tl.float32) * tl.load(steps + plane) + mean[None, :]
+        offsets = _cache_offsets(
+            blocks, tokens, columns, half, stride_block, stride_head, stride_token, stride_dim, block_tokens, head_dim
+        )
+        tl.store(cache + offsets, value.to(dtype), inside, eviction_policy="evict_first")
 
 
 @triton.jit

@@ -20,6 +20,9 @@ class PagedCopy(Protocol):
     def prepare(self) -> None:
         """Get ready (compile, allocate); takes up to seconds, later calls are then fast."""
 
+    def adopt(self, landing: memoryview) -> None:
+        """Get ready to read a new landing buffer, before its first slot is; let go of the buffer before."""
+
     def scatter(self, image: CodesImage | ValuesImage, span: BlockSpan) -> None:
         """Write the span's part of a landed chunk into the cache, dequantizing codes on the way."""
 

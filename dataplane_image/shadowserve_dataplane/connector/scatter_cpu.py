@@ -67,6 +67,9 @@ class CpuPagedCopy:
         self.scatter(CodesImage(codes, steps, means, np.empty(0, np.uint16), no_rows), nothing)
         self.gather(nothing, scratch)
 
+    def adopt(self, landing: memoryview) -> None:
+        """The buffer is ordinary memory: nothing to do."""
+
     def scatter(self, image: CodesImage | ValuesImage, span: BlockSpan) -> None:
         """Write the span's part of a landed chunk into the cache."""
         if isinstance(image, ValuesImage):

@@ -1,9 +1,11 @@
 """Scatter and gather on a GPU: codes cross the bus and are dequantized while they are scattered.
 
 Everything runs on a stream of its own, of the lowest priority, so that decode steps go first; each copy returns when
-the device has finished it. A landing slot is read once, by one asynchronous copy to device memory that is made once.
+the device has finished it. A landing slot is read once, by copies to device memory that the card's own engine makes
+where the landing buffer could be made known to it (`adopt`).
 """
 
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +26,9 @@ from shadowserve_dataplane.connector.landed_image import CodesImage, ValuesImage
 from shadowserve_dataplane.connector.layouts import PagedKv
 from shadowserve_dataplane.connector.paged_copy import BlockSpan
 
+_log = logging.getLogger(f"vllm.{__name__}")
+_PORTABLE = 1
+"""`cudaHostRegisterPortable`: page-locked for every context of this process."""
 _TRITON = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 
@@ -43,6 +48,7 @@ class CudaPagedCopy:
         self._codes = self._zeros(shape.elements, torch.int8)
         self._steps = self._zeros(shape.planes, torch.float32)
         self._means = self._zeros(shape.planes * shape.channels, torch.bfloat16)
+        self._landing: NDArray[np.uint8] | None = None
 
     def prepare(self) -> None:
         """Compile every kernel as it will be used, on the engine's null block (0), and put back what was in that."""
@@ -56,6 +62,25 @@ class CudaPagedCopy:
             self._upload(self._values, np.frombuffer(kept, np.uint8))
             self._copy_bits(span, self._paged.block_tokens, into_cache=True)
         self._stream.synchronize()
+
+    def adopt(self, landing: memoryview) -> None:
+        """Page-lock the landing buffer, so that the device fetches slots by itself; lets go of the one before."""
+        self.close()
+        memory = np.frombuffer(landing, np.uint8)
+        with torch.cuda.device(self._device):
+            error = torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, _PORTABLE)
+        if int(error):
+            _log.warning(
+                "the landing buffer cannot be page-locked (%s): chunks take one more copy on the host", error
+            )
+            return
+        self._landing = memory
+
+    def close(self) -> None:
+        """Let go of the landing buffer; copies work on without it."""
+        if self._landing is not None:
+            torch.cuda.cudart().cudaHostUnregister(self._landing.ctypes.data)
+            self._landing = None
 
     def scatter(self, image: CodesImage | ValuesImage, span: BlockSpan) -> None:
         """Write the span's part of a landed chunk into the cache, dequantizing codes on the way."""
@@ -79,20 +104,25 @@ class CudaPagedCopy:
             target.copy_(self._values[:count].view(torch.uint8), non_blocking=True)
         self._stream.synchronize()
 
+    def scatter_codes(self, codes: torch.Tensor, steps: torch.Tensor, means: torch.Tensor, span: BlockSpan) -> None:
+        """Submit the dequantizing scatter on the current stream; the device can read all three.
+
+        `codes` int8 `[planes][tokens][channels]`, `steps` float32 `[planes]`, `means` bfloat16 `[planes][channels]`.
+        """
+        shape = self._paged.shape
+        grid = (shape.layers, -(-len(span.blocks) * self._paged.block_tokens // TILE))
+        self._launch(scatter_codes_kernel, grid, (codes, steps, means), span, chunk_tokens=shape.tokens, tile=TILE)
+
     def _scatter_codes(self, image: CodesImage, span: BlockSpan) -> None:
-        self._upload(self._codes, image.codes)
         self._upload(self._steps, image.steps)
         self._upload(self._means, image.means)
-        shape = self._paged.shape
-        span_tokens = len(span.blocks) * self._paged.block_tokens
-        grid = (shape.planes, -(-span_tokens // TILE))
-        parameters = (self._codes, self._steps, self._means)
-        self._launch(scatter_codes_kernel, grid, parameters, span, chunk_tokens=shape.tokens, tile=TILE)
+        self._upload(self._codes, image.codes)
+        self.scatter_codes(self._codes, self._steps, self._means, span)
         if len(image.exact_tokens):
             rows = self._device_copy(image.exact_rows).view(self._paged.layers[0].dtype)
             tokens = torch.from_numpy(image.exact_tokens.astype(np.int32)).to(self._device)
-            grid = (shape.planes, len(image.exact_tokens))
-            self._launch(exact_rows_kernel, grid, (rows, tokens), span, planes=shape.planes)
+            grid = (self._paged.shape.planes, len(image.exact_tokens))
+            self._launch(exact_rows_kernel, grid, (rows, tokens), span, planes=self._paged.shape.planes)
 
     def _copy_bits(self, span: BlockSpan, chunk_tokens: int, into_cache: bool) -> None:
         span_tokens = len(span.blocks) * self._paged.block_tokens
@@ -101,7 +131,7 @@ class CudaPagedCopy:
         self._launch(copy_bits_kernel, grid, (self._values,), span, **options)
 
     def _launch(
-        self, kernel: Any, grid: tuple[int, int], sources: tuple[torch.Tensor, ...], span: BlockSpan, **options: int
+        self, kernel: Any, grid: tuple[int, ...], sources: tuple[torch.Tensor, ...], span: BlockSpan, **options: int
     ) -> None:
         if not span.blocks:
             return

@@ -22,6 +22,9 @@ class TorchPagedCopy:
     def prepare(self) -> None:
         """Nothing to prepare."""
 
+    def adopt(self, landing: memoryview) -> None:
+        """The buffer is ordinary memory: nothing to do."""
+
     def scatter(self, image: CodesImage | ValuesImage, span: BlockSpan) -> None:
         """Write the span's part of a landed chunk into the cache."""
         for plane in range(self._paged.shape.planes):

@@ -14,9 +14,9 @@ from functools import partial
 
 from shadowserve_dataplane.chunks import ChunkKey, KvShape
 from shadowserve_dataplane.connector.buffers import MappedBuffer
+from shadowserve_dataplane.connector.chunk_copies import ChunkCopies
 from shadowserve_dataplane.connector.client import SidecarClient
 from shadowserve_dataplane.connector.copier import Copier
-from shadowserve_dataplane.connector.landed_image import parse_image
 from shadowserve_dataplane.connector.messages import (
     Cancel,
     ChunkFailed,
@@ -33,7 +33,7 @@ from shadowserve_dataplane.connector.paged_copy import BlockSpan, PagedCopy
 from shadowserve_dataplane.connector.plan import ChunkStore, LoadPlan, StepPlan, StepReport
 from shadowserve_dataplane.connector.settings import ConnectorSettings
 from shadowserve_dataplane.connector.transfers import EndedLoad, Loads, Stores
-from shadowserve_dataplane.errors import ChunkDamaged, ChunkOutcome, ChunkRefused
+from shadowserve_dataplane.errors import ChunkOutcome
 
 _log = logging.getLogger(f"vllm.{__name__}")  # a child of the logger that vLLM has set up
 _DEADLINE_GRACE = 0.05
@@ -48,6 +48,7 @@ class _Session:
     landing: MappedBuffer | None
     staging: MappedBuffer | None
     free: deque[int]
+    adopted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class WorkerHalf:
         self._session: _Session | None = None
         self._failed_loads: set[int] = set()
         self._failed_blocks: set[int] = set()
-        self._copies: PagedCopy | None = None
+        self._copies: ChunkCopies | None = None
         self._copier = Copier(self, self._changed)
         self._client = SidecarClient(settings.socket, hello, self)
 
@@ -97,7 +98,7 @@ class WorkerHalf:
 
     def register(self, copies: PagedCopy) -> None:
         """Start, with the copies of the engine's cache."""
-        self._copies = copies
+        self._copies = ChunkCopies(copies, self._shape)
         self._copier.start()
         self._client.start()
 
@@ -270,21 +271,21 @@ class WorkerHalf:
 
     def prepare(self) -> None:
         """Make the copies ready to run; if that fails nothing is loaded or stored, and the engine computes."""
-        if self._copies is None:
+        if self._copies is None or self._copies.prepare():
             return
-        try:
-            self._copies.prepare()
-        except Exception:  # of a compiler or a device: the engine must go on without us
-            _log.exception("KV chunks cannot be copied here: the engine computes every prompt itself")
-            with self._changed:
-                self._copies = None
-                self._drop(self._stores.drop(lambda store: True), "cannot_copy")
+        with self._changed:
+            self._copies = None
+            self._drop(self._stores.drop(lambda store: True), "cannot_copy")
 
     def take(self) -> Callable[[], None] | None:
         """Return the next copy: a landed chunk, else a store for which there is a free staging slot."""
+        session = self._session
+        if session is not None and session.landing is not None and not session.adopted:
+            session.adopted = True
+            if self._copies is not None:
+                return partial(self._copies.adopt, session.landing)
         if self._landed:
             return partial(self._scatter, self._landed.popleft())
-        session = self._session
         if session is not None and session.staging is not None and session.free and (store := self._stores.claim()):
             return partial(self._gather, session, session.free.popleft(), store)
         return None
@@ -294,7 +295,7 @@ class WorkerHalf:
             chunk = self._loads.claim(landed.load, landed.index) if landed.session is self._session else None
         outcome = ChunkOutcome.CANCELLED
         if chunk is not None:
-            outcome = self._copy_in(landed, BlockSpan(chunk.blocks, chunk.first_block))
+            outcome = self._copied_in(landed, BlockSpan(chunk.blocks, chunk.first_block))
         with self._changed:
             current = landed.session is self._session
             if chunk is not None:
@@ -304,35 +305,15 @@ class WorkerHalf:
         if current:
             self._client.send(Release(landed.session.welcome.session, landed.load, [landed.slot]))
 
-    def _copy_in(self, landed: _LandedChunk, span: BlockSpan) -> ChunkOutcome:
+    def _copied_in(self, landed: _LandedChunk, span: BlockSpan) -> ChunkOutcome:
         landing, copies = landed.session.landing, self._copies
         if landing is None or copies is None:
             return ChunkOutcome.PLACE_ERROR
-        try:
-            copies.scatter(parse_image(landing.slot(landed.slot).toreadonly(), self._shape), span)
-        except ChunkRefused as error:
-            self._say_once("refused", "a landed KV chunk was refused, the engine computes it: %s", error)
-            return ChunkOutcome.REFUSED
-        except (ChunkDamaged, IndexError) as error:
-            self._say_once("damaged", "a landed KV chunk is damaged, the engine computes it: %s", error)
-            return ChunkOutcome.DAMAGED
-        except Exception as error:  # of a device or its driver: this thread must live on, whatever happened to a chunk
-            self._say_once("scatter", "a KV chunk could not be scattered, the engine computes it: %r", error)
-            return ChunkOutcome.PLACE_ERROR
-        return ChunkOutcome.LANDED
-
-    def _copy_out(self, session: _Session, slot: int, span: BlockSpan) -> bool:
-        if session.staging is None or self._copies is None:
-            return False
-        try:
-            self._copies.gather(span, session.staging.slot(slot))
-        except Exception as error:  # as above
-            self._say_once("gather", "a KV chunk could not be read, it is not stored: %r", error)
-            return False
-        return True
+        return copies.copy_in(landing, landed.slot, span)
 
     def _gather(self, session: _Session, slot: int, store: ChunkStore) -> None:
-        copied = self._copy_out(session, slot, BlockSpan(store.blocks))
+        staging, copies = session.staging, self._copies
+        copied = staging is not None and copies is not None and copies.copy_out(staging, slot, BlockSpan(store.blocks))
         with self._changed:
             sound = self._stores.settle(store.store)
             if sound:

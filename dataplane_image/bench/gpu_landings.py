@@ -20,6 +20,7 @@ CHUNK = KvShape(layers=32, kv_heads=8, head_dim=128, dtype=KvDtype.BFLOAT16, tok
 BLOCK_TOKENS = 16
 CACHE_CHUNKS = 24
 BALANCED_STEP = 0.35
+NVCOMP = "nvidia-nvcomp-cu13==6.0.0.12"
 _IMAGES = 6
 """So many different chunks lie in host memory, so that no cache holds what the bus should carry."""
 
@@ -111,6 +112,14 @@ class PlainScatter:
         self._copies.scatter(self._images[number % _IMAGES], block_span(number))
 
 
+def _nvcomp() -> Any:
+    try:
+        from nvidia import nvcomp
+    except ImportError as error:
+        raise SystemExit(f"GPU codecs need nvCOMP: pip install {NVCOMP}; or leave them out: --codecs ''") from error
+    return nvcomp
+
+
 @dataclass(slots=True)
 class _Encoded:
     pinned: torch.Tensor
@@ -121,8 +130,7 @@ class GpuCodec:
     """Compressed codes cross the bus and are decompressed on the GPU by nvCOMP, then dequantized in the scatter."""
 
     def __init__(self, paged: PagedKv, algorithm: str) -> None:
-        from nvidia import nvcomp  # only where its wheel is
-
+        nvcomp = _nvcomp()
         self.name = f"nvCOMP {algorithm}"
         self._nvcomp = nvcomp
         self._copies = CudaPagedCopy(paged)

@@ -8,6 +8,7 @@ script failed.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,11 +28,12 @@ RESULTS = REPOSITORY / "bench-results.jsonl"
 
 @dataclass(frozen=True)
 class Script:
-    """One script: in which environment it runs, and its arguments for a quick run."""
+    """One script: in which environment it runs, its arguments for a quick run, and whether it needs a GPU."""
 
     name: str
     environment: str = "engine"
     quick: tuple[str, ...] = ()
+    on_gpu: bool = False
 
     def command(self, arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
         """Return its command line."""
@@ -43,6 +45,7 @@ SCRIPTS = (
     Script("pipeline", quick=("--repeats", "5", "--passes", "2", "--rates", "2", "5")),
     Script("codec", quick=("--texts", "1")),
     Script("engine_ttft", "dev", quick=("--repeats", "3", "--streams", "0", "--places", "sidecar")),
+    Script("scatter_gpu", quick=("--repeats", "3", "--speeds", "40"), on_gpu=True),
 )
 
 
@@ -94,6 +97,9 @@ def main(arguments: Sequence[str]) -> int:
     lines: list[str] = []
     codes = {}
     for script in wanted:
+        if script.on_gpu and shutil.which("nvidia-smi") is None:
+            say(f"bench {script.name}: not run, there is no NVIDIA GPU here (no nvidia-smi)")
+            continue
         say(f"bench {script.name}")
         codes[script.name] = run(script, [*(script.quick if options.quick else ()), *extra], lines)
         RESULTS.write_text("".join(f"{line}\n" for line in lines))

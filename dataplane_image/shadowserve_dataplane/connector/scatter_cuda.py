@@ -70,9 +70,7 @@ class CudaPagedCopy:
         with torch.cuda.device(self._device):
             error = torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, _PORTABLE)
         if int(error):
-            _log.warning(
-                "the landing buffer cannot be page-locked (%s): chunks take one more copy on the host", error
-            )
+            _log.warning("the landing buffer cannot be page-locked (%s): chunks take one more copy on the host", error)
             return
         self._landing = memory
 

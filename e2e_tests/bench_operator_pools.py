@@ -16,8 +16,9 @@ from typing import Any
 
 from shadowserve_lab.home import REPOSITORY, default_home
 from shadowserve_lab.processes import free_port
-from shadowserve_testbed.api_server import ApiServer, KubectlError
+from shadowserve_testbed.api_server import ApiServer
 from shadowserve_testbed.binaries import Binaries
+from shadowserve_testbed.kubectl import KubectlError
 
 POOLS = 200
 LIMIT_SECONDS, QUIET_SECONDS = 300.0, 60.0

@@ -13,7 +13,8 @@ from typing import Any
 from shadowserve_crds import names
 from shadowserve_lab.home import REPOSITORY
 from shadowserve_lab.processes import free_port
-from shadowserve_testbed.api_server import ApiServer, KubectlError
+from shadowserve_testbed.api_server import ApiServer
+from shadowserve_testbed.kubectl import KubectlError
 
 DEADLINE = 30.0
 

@@ -11,7 +11,8 @@ import pytest
 
 from shadowserve_crds.generate import KINDS
 from shadowserve_crds.samples import InvalidSample, invalid_samples, valid_samples
-from shadowserve_testbed.api_server import ESTABLISHED, ApiServer, KubectlError
+from shadowserve_testbed.api_server import ESTABLISHED, ApiServer
+from shadowserve_testbed.kubectl import KubectlError
 
 pytestmark = pytest.mark.timeout(1800)  # the first time, the API server is built
 _GATEWAY = "sigs.k8s.io/gateway-api-inference-extension@v1.1.0"

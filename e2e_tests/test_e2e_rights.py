@@ -20,7 +20,8 @@ import yaml
 from shadowserve_crds import names
 from shadowserve_lab.home import REPOSITORY
 from shadowserve_lab.processes import free_port
-from shadowserve_testbed.api_server import ApiServer, KubectlError
+from shadowserve_testbed.api_server import ApiServer
+from shadowserve_testbed.kubectl import KubectlError
 from shadowserve_testbed.pki import Authority
 
 pytestmark = pytest.mark.timeout(1800)  # the first time, the API server is built

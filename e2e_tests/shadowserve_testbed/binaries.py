@@ -18,6 +18,8 @@ from shadowserve_lab.home import Artifact, Home
 
 KUBERNETES = "1.36.3"
 ETCD = "3.6.15"
+CONTAINERD = "2.2.9"
+COREDNS = "1.12.4"
 _STAGED = re.compile(r"^\s*(k8s\.io/[a-z-]+) => \./staging", re.MULTILINE)
 _TELL_SECONDS = 20.0
 _DOWNLOAD_SECONDS = 600.0
@@ -52,10 +54,37 @@ def _kubernetes(name: str, minutes: float) -> Tool:
     return Tool(name, f"k8s.io/kubernetes/cmd/{name}", "k8s.io/kubernetes", KUBERNETES, minutes, "providerless")
 
 
+def _containerd(name: str, minutes: float) -> Tool:
+    module = "github.com/containerd/containerd/v2"
+    return Tool(name, f"{module}/cmd/{name}", module, CONTAINERD, minutes, "no_btrfs,no_aufs,no_zfs,no_devmapper")
+
+
 ETCD_SERVER = Tool("etcd", "go.etcd.io/etcd/server/v3", "go.etcd.io/etcd/server/v3", ETCD, 0.5)
 API_SERVER = _kubernetes("kube-apiserver", 5)
 KUBECTL = _kubernetes("kubectl", 0.5)
+CONTROLLER_MANAGER = _kubernetes("kube-controller-manager", 1.5)
+SCHEDULER = _kubernetes("kube-scheduler", 0.2)
+KUBELET = _kubernetes("kubelet", 0.5)
+KUBE_PROXY = _kubernetes("kube-proxy", 0.2)
+CONTAINER_RUNTIME = _containerd("containerd", 1)
+CONTAINER_SHIM = _containerd("containerd-shim-runc-v2", 0.2)
+CTR = _containerd("ctr", 0.2)
+DNS_SERVER = Tool("coredns", "github.com/coredns/coredns", "github.com/coredns/coredns", COREDNS, 2)
+
 CONTROL_PLANE = (ETCD_SERVER, API_SERVER, KUBECTL)
+"""What an API server alone needs."""
+CLUSTER = (
+    *CONTROL_PLANE,
+    CONTROLLER_MANAGER,
+    SCHEDULER,
+    DNS_SERVER,
+    KUBELET,
+    KUBE_PROXY,
+    CONTAINER_RUNTIME,
+    CONTAINER_SHIM,
+    CTR,
+)
+"""What a cluster with nodes needs."""
 
 
 class Binaries:
@@ -127,6 +156,8 @@ def _staged_modules(go: str, tool: Tool) -> list[str]:
 
 
 def _link_flags(tool: Tool) -> str:
+    if tool.module == "github.com/containerd/containerd/v2":
+        return f"-s -w -X {tool.module}/version.Version={tool.version}"
     if tool.module != "k8s.io/kubernetes":
         return "-s -w"
     major, minor, _ = tool.version.split(".")

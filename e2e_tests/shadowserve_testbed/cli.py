@@ -1,16 +1,32 @@
 """`shadowserve testbed`: a real Kubernetes on one machine, from Go modules, without a registry."""
 
+import os
 import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
 
 import typer
 
-from shadowserve_lab.home import default_home
+from shadowserve_lab.home import Home, default_home
 from shadowserve_testbed.api_server import ApiServer
-from shadowserve_testbed.binaries import CONTROL_PLANE, Binaries, BuildError
-from shadowserve_testbed.images.command import images
+from shadowserve_testbed.binaries import CLUSTER, CONTROL_PLANE, Binaries, BuildError, Tool
+from shadowserve_testbed.errors import TestbedError
+from shadowserve_testbed.images.catalogue import Images
+from shadowserve_testbed.images.command import images as list_images
+from shadowserve_testbed.images.errors import ImageError
+from shadowserve_testbed.kubectl import KubectlError
+from shadowserve_testbed.native.cluster import NativeCluster
+from shadowserve_testbed.provider import Shape
+from shadowserve_testbed.providers import native
+from shadowserve_testbed.screen import show_status
 
 application = typer.Typer(no_args_is_help=True)
-application.command()(images)
+application.command("images")(list_images)
+_NONE: list[str] = []
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""For a command whose arguments are another program's."""
 
 
 @application.callback()
@@ -21,29 +37,133 @@ def testbed() -> None:
 @application.command()
 def build() -> None:
     """Build what the test bed runs; an interrupted build goes on where it was."""
-    _built()
+    _built(CLUSTER)
 
 
 @application.command("api-server")
 def api_server() -> None:
     """Run an API server with its etcd, without nodes, until Ctrl-C; prints the kubeconfig's path."""
-    binaries = _built()
+    binaries = _built(CONTROL_PLANE)
     with ApiServer(binaries, default_home().say) as server:
         typer.echo(f"export KUBECONFIG={server.kubeconfig}")
         signal.sigwait({signal.SIGINT, signal.SIGTERM})
 
 
-def _built() -> Binaries:
-    home = default_home()
-    binaries = Binaries(home)
-    try:
+@application.command()
+def up(
+    hosts: Annotated[int, typer.Option(help="nodes that engines run on")] = 1,
+    cards: Annotated[int, typer.Option(help="nodes that stand for a SmartNIC each, spread over the hosts")] = 1,
+    link: Annotated[list[str], typer.Option(help="limit a node's link: NODE=RATE, for example card-0=2gbit")] = _NONE,
+) -> None:
+    """Start the test bed, or what does not run of it; prints what to do next."""
+    rates = dict(word.partition("=")[::2] for word in link)
+    with _told():
+        home, cluster = _cluster()
+        _build(home, CLUSTER)
+        kubectl = cluster.up(Shape(hosts, cards, rates))
+        typer.echo(f"export KUBECONFIG={kubectl.kubeconfig}")
+        home.say("every node is ready. Next: shadowserve testbed load, or shadowserve testbed status")
+
+
+@application.command()
+def down() -> None:
+    """Remove the test bed: processes, mounts, network, files. Harmless when there is none."""
+    with _told():
+        home, cluster = _cluster()
+        cluster.down()
+        home.say("nothing of the test bed is left")
+
+
+@application.command()
+def status() -> None:
+    """Show on one screen what runs, and what does not."""
+    with _told():
+        _, cluster = _cluster()
+        show_status(cluster)
+
+
+@application.command()
+def load(images: Annotated[list[str] | None, typer.Argument(help="references; all of ours without")] = None) -> None:
+    """Build our images, and make them known to every node."""
+    with _told():
+        home, cluster = _cluster()
         with home.locked():
-            if missing := binaries.missing(CONTROL_PLANE):
-                minutes, listed = sum(tool.minutes for tool in missing), ", ".join(tool.name for tool in missing)
-                home.say(f"to build: {listed}; about {minutes:g} minutes on two cores")
-            for tool in CONTROL_PLANE:
-                binaries.path(tool)
-    except BuildError as error:
-        home.say(str(error))
+            archives = Images(home).archives()
+        if unknown := set(images or ()) - set(archives):
+            raise TestbedError(f"no image {', '.join(sorted(unknown))}; there are {', '.join(sorted(archives))}")
+        cluster.load({name: path for name, path in archives.items() if not images or name in images})
+        home.say(f"every node has {', '.join(sorted(images or archives))}")
+
+
+@application.command(context_settings=_PASSED_ON)
+def kubectl(context: typer.Context) -> None:
+    """Run kubectl as administrator of the test bed."""
+    with _told():
+        found = _cluster()[1].kubectl()
+        os.execv(found.program, ["kubectl", "--kubeconfig", str(found.kubeconfig), *context.args])
+
+
+@application.command()
+def logs(
+    name: Annotated[str, typer.Argument(help="a daemon; without, they are listed")] = "",
+    lines: Annotated[int, typer.Option(help="how many from the end")] = 100,
+) -> None:
+    """Print the end of a daemon's log. For pods: shadowserve testbed kubectl logs."""
+    with _told():
+        folder = _cluster()[1].folder / "logs"
+        known = sorted(path.stem for path in folder.glob("*.log"))
+        if not known:
+            raise TestbedError("no test bed has run here: shadowserve testbed up")
+        if not name:
+            typer.echo("\n".join(known))
+        elif name not in known:
+            raise TestbedError(f"there is no daemon {name}, only {', '.join(known)}")
+        else:
+            text = (folder / f"{name}.log").read_text(errors="replace")
+            sys.stdout.writelines(text.splitlines(keepends=True)[-lines:])
+
+
+@application.command()
+def lose(node: str) -> None:
+    """Let a node die as if its power went."""
+    with _told():
+        _cluster()[1].lose(node)
+
+
+@application.command()
+def restore(node: str) -> None:
+    """Bring a lost node back."""
+    with _told():
+        _cluster()[1].restore(node)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say what went wrong in words, and end with 3."""
+    try:
+        yield
+    except (TestbedError, BuildError, ImageError, KubectlError) as error:
+        default_home().say(str(error))
         raise typer.Exit(3) from error
+
+
+def _cluster() -> tuple[Home, NativeCluster]:
+    home = default_home()
+    return home, native(home)
+
+
+def _built(tools: tuple[Tool, ...]) -> Binaries:
+    with _told():
+        return _build(default_home(), tools)
+
+
+def _build(home: Home, tools: tuple[Tool, ...]) -> Binaries:
+    """Build what is missing. Raises `BuildError`."""
+    binaries = Binaries(home)
+    with home.locked():
+        if missing := binaries.missing(tools):
+            minutes, listed = sum(tool.minutes for tool in missing), ", ".join(tool.name for tool in missing)
+            home.say(f"to build: {listed}; about {minutes:g} minutes on two cores")
+        for tool in tools:
+            binaries.path(tool)
     return binaries

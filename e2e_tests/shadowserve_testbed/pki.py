@@ -1,5 +1,6 @@
 """The test bed's certificates: an authority, what it signs, and kubeconfig files."""
 
+from base64 import b64encode
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import ip_address
@@ -13,6 +14,17 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 _LIFETIME = timedelta(days=7)
 _EARLIER = timedelta(minutes=5)
+_SIGNS = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +43,11 @@ class Authority:
         folder.mkdir(parents=True, exist_ok=True)
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        usage = x509.BasicConstraints(ca=True, path_length=0)
-        builder = self._builder(self._name, self._key.public_key()).add_extension(usage, critical=True)
+        builder = (
+            self._builder(self._name, self._key.public_key())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_SIGNS, critical=True)
+        )
         self.certificate = folder / f"{name}.crt"
         self.certificate.write_bytes(_pem(builder.sign(self._key, hashes.SHA256())))
 
@@ -53,9 +68,12 @@ class Authority:
         return identity
 
     def kubeconfig(self, identity: Identity, server: str, path: Path) -> Path:
-        """Write a kubeconfig with which `identity` talks to `server`."""
-        files = {"client-certificate": str(identity.certificate), "client-key": str(identity.key)}
-        cluster = {"server": server, "certificate-authority": str(self.certificate)}
+        """Write a kubeconfig with which `identity` talks to `server`; it needs no other file."""
+        files = {
+            "client-certificate-data": _embedded(identity.certificate),
+            "client-key-data": _embedded(identity.key),
+        }
+        cluster = {"server": server, "certificate-authority-data": _embedded(self.certificate)}
         config = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -64,7 +82,14 @@ class Authority:
             "contexts": [{"name": "testbed", "context": {"cluster": "testbed", "user": "user"}}],
             "current-context": "testbed",
         }
+        path.touch(0o600)
         path.write_text(yaml.safe_dump(config, sort_keys=False))
+        return path
+
+    def write_key(self) -> Path:
+        """Write the authority's key beside its certificate, for a program that signs by itself."""
+        path = self.certificate.with_suffix(".key")
+        _write_key(path, self._key)
         return path
 
     def _builder(self, subject: x509.Name, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
@@ -76,6 +101,9 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(self._now - _EARLIER)
             .not_valid_after(self._now + _LIFETIME)
+            # what Python asks for since 3.13 (RFC 5280, 4.2.1.1)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
 
 
@@ -94,6 +122,10 @@ def _write_key(path: Path, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) 
     form, hidden = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     path.touch(0o600)
     path.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, hidden))
+
+
+def _embedded(path: Path) -> str:
+    return b64encode(path.read_bytes()).decode()
 
 
 def _pem(certificate: x509.Certificate) -> bytes:

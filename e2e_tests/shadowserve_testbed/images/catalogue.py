@@ -122,7 +122,7 @@ class Images:
         suite = _suite_of_engine()
         packages = ("python3", "libgomp1", "libnuma1", "libstdc++6", *_SHELL)
         system = System(suite, native(), packages)
-        ingredients = (*system.ingredients, ENGINE_FOLDER, "1")
+        ingredients = (*system.ingredients, ENGINE_FOLDER, "2")
         part = Part("engine", ingredients, lambda tree, work: _fill_engine(system, tree, work))
         return Image(ENGINE, native(), (part,), Configuration(("vllm", "serve"), "1000:1000", (("HOME", "/tmp"),)))
 
@@ -155,7 +155,7 @@ class Images:
             python.install_code(_SUITE, tree)
             python.compile_all(tree, self._layers.tree(self._python(native())))
 
-        return Part("code", (python.code_digest(), _SUITE, "1"), fill)
+        return Part("code", (python.code_digest(), _SUITE, "2"), fill)
 
 
 def _suite_of_engine() -> str:

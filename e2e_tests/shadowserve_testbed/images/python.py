@@ -84,7 +84,9 @@ def install_code(suite: str, tree: Path) -> None:
 
 def write_command(path: Path, interpreter: str, statement: str, call: str) -> None:
     """Write an executable that ends with what `call` returns."""
-    path.write_text(f"#!{interpreter}\nimport sys\n\n{statement}\n\nsys.exit({call})\n")
+    # guarded: multiprocessing's spawn runs it again in every process
+    guarded = f'if __name__ == "__main__":\n    sys.exit({call})\n'
+    path.write_text(f"#!{interpreter}\nimport sys\n\n{statement}\n\n{guarded}")
     path.chmod(0o755)
 
 

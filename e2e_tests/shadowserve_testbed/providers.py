@@ -1,0 +1,17 @@
+"""Makes test beds."""
+
+from pathlib import Path
+
+from shadowserve_lab.home import Home
+from shadowserve_testbed.images.catalogue import PAUSE, Images
+from shadowserve_testbed.native.cluster import NativeCluster
+
+
+def native(home: Home) -> NativeCluster:
+    """Return the test bed of a home, on network namespaces of this machine."""
+
+    def pause() -> Path:
+        images = Images(home)
+        return next(images.archive(image).path for image in images.images() if image.reference == PAUSE)
+
+    return NativeCluster(home, pause)

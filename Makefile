@@ -8,7 +8,7 @@ API_STORIES := crds rendered admission operator manifests rights images cli
 STACK := $(LAB) run --with store --with dev --with engine --with model
 BENCH := $(STACK) --with kv python dataplane_image/bench/run.py
 
-.PHONY: help setup check test unit engine-test cluster-test soak demo-local generate format bench bench-quick bench-operator clean
+.PHONY: help setup check test unit engine-test cluster-test image-test soak demo-local generate format bench bench-quick bench-operator clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ check: ## Lint, types, import contracts, generated code: what CI runs first, und
 	@$(DEV) python -m shadowserve_operator.install --check
 	@$(DEV) mypy
 
-test: check unit engine-test cluster-test ## Everything, on a fresh machine too: checks, unit tests, stories
+test: check unit engine-test cluster-test image-test ## Everything, on a fresh machine too: checks, unit tests, stories
 
 unit: ## Tests that need no engine: formats, store, pipeline, data plane, sidecar
 	@$(LAB) run --with store --with dev python -m pytest -m "not engine" $(ARGS)
@@ -36,6 +36,9 @@ engine-test: ## Tests inside the engine's environment, then stories with real vL
 
 cluster-test: ## Stories with a real API server, built from Go modules on first use (some minutes)
 	@$(DEV) python -m pytest $(API_STORIES:%=e2e_tests/test_e2e_%.py) $(ARGS)
+
+image-test: ## The test bed's images start; the arm64 data plane, emulated, makes the same bytes (root; some minutes)
+	@$(DEV) python -m pytest e2e_tests/test_e2e_images.py e2e_tests/test_e2e_arm64.py $(ARGS)
 
 soak: ## 1000 requests through two engines and a store that is too small
 	@$(STACK) python -m shadowserve_lab.soak $(ARGS)

@@ -6,7 +6,7 @@ code costs a second and what is below is shared.
 
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shadowserve_lab.home import Artifact, Home
@@ -18,6 +18,7 @@ from shadowserve_testbed.images.debian import System, unpack
 from shadowserve_testbed.images.errors import ImageError
 from shadowserve_testbed.images.layers import Layers, Part
 from shadowserve_testbed.images.oci import Configuration, write_archive
+from shadowserve_testbed.images.python import Wheels
 
 DATA_PLANE = "ghcr.io/shadowserve/dataplane:dev"
 OPERATOR = "ghcr.io/shadowserve/operator:dev"
@@ -28,6 +29,7 @@ ENGINE_FOLDER = "/opt/engine"
 """Where the engine image expects the packages of the engine: a volume, since they are 6 GB."""
 _SUITE = "trixie"
 _SHELL = ("dash", "coreutils")
+_TEST_TOOLS = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "cryptography")
 _KEPT_ARCHIVES = 4
 _OUR_ENVIRONMENT = (
     ("PATH", f"/{python.HOME}/bin:/usr/local/bin:/usr/bin:/bin"),
@@ -105,12 +107,20 @@ class Images:
 
     def data_plane(self, architecture: Architecture) -> Image:
         """Return the image of data plane, sidecar and connector."""
-        parts = (self._python(architecture), self._dependencies("sidecar", architecture), self._code())
+        wheels = self._wheels("sidecar", Wheels(_SUITE, architecture, "sidecar"))
+        parts = (self._python(architecture), wheels, self._code())
         start = Configuration(("shadowserve-dataplane", "serve"), _NONROOT, _OUR_ENVIRONMENT)
         return Image(DATA_PLANE, architecture, parts, start)
 
+    def data_plane_under_test(self, architecture: Architecture) -> Image:
+        """Return the data plane's image with pytest in it, and a store server of this machine's architecture."""
+        plain = self.data_plane(architecture)
+        tools = self._wheels("tests", Wheels(_SUITE, architecture, names=_TEST_TOOLS))
+        return replace(plain, parts=(self._store().parts[0], *plain.parts, tools))
+
     def _operator(self) -> Image:
-        parts = (self._python(native()), self._dependencies("operator", native()), self._code())
+        wheels = self._wheels("operator", Wheels(_SUITE, native(), "operator"))
+        parts = (self._python(native()), wheels, self._code())
         return Image(OPERATOR, native(), parts, Configuration(("shadowserve-operator",), _NONROOT, _OUR_ENVIRONMENT))
 
     def _store(self) -> Image:
@@ -141,14 +151,12 @@ class Images:
 
         return Part(f"python-{architecture}", (*system.ingredients, "bytecode"), fill)
 
-    def _dependencies(self, extra: str, architecture: Architecture) -> Part:
-        ingredients = python.dependency_ingredients(extra, _SUITE, architecture)
-
+    def _wheels(self, name: str, wheels: Wheels) -> Part:
         def fill(tree: Path, _: Path) -> None:
-            python.install_dependencies(self._uv(), extra, _SUITE, architecture, tree)
+            python.install_wheels(self._uv(), wheels, tree)
             python.compile_all(tree, self._layers.tree(self._python(native())))
 
-        return Part(f"{extra}-{architecture}", ingredients, fill)
+        return Part(f"{name}-{wheels.architecture}", wheels.ingredients, fill)
 
     def _code(self) -> Part:
         def fill(tree: Path, _: Path) -> None:

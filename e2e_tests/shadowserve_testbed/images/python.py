@@ -9,6 +9,7 @@ import os
 import shutil
 import tomllib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,32 @@ def compile_all(tree: Path, interpreter: Path) -> None:
     run(["unshare", "--mount", "sh", "-c", _COMPILE, "sh", str(tree), str(interpreter)])
 
 
-def dependency_ingredients(extra: str, suite: str, architecture: Architecture) -> tuple[str, ...]:
-    """Return what `install_dependencies` depends on."""
-    project = _project()
-    wanted = repr((project["dependencies"], project["optional-dependencies"]))
-    return (extra, PYTHON_OF[suite], architecture, _GLIBC, wanted, (PINS / "dev.txt").read_text())
+@dataclass(frozen=True, slots=True)
+class Wheels:
+    """Packages for one Python and architecture: what `shadowserve[extra]` requires, and others by name; all pinned."""
+
+    suite: str
+    architecture: Architecture
+    extra: str = ""
+    names: tuple[str, ...] = ()
+
+    @property
+    def ingredients(self) -> tuple[str, ...]:
+        """Return what the installed packages depend on."""
+        project = _project()
+        wanted = repr((project["dependencies"], project["optional-dependencies"])) if self.extra else ""
+        pins = (PINS / "dev.txt").read_text()
+        return (self.extra, PYTHON_OF[self.suite], self.architecture, _GLIBC, wanted, pins, *self.names)
 
 
-def install_dependencies(uv: str, extra: str, suite: str, architecture: Architecture, tree: Path) -> None:
-    """Install what `shadowserve[extra]` requires, pinned, as wheels. Raises `ImageError`."""
-    packages = site_packages(tree, suite)
+def install_wheels(uv: str, wheels: Wheels, tree: Path) -> None:
+    """Install `wheels` into the environment of the image, without building anything. Raises `ImageError`."""
+    packages = site_packages(tree, wheels.suite)
     links = [part for link in os.environ.get("PIP_FIND_LINKS", "").split() for part in ("--find-links", link)]
-    platform = ["--python-version", PYTHON_OF[suite], "--python-platform", f"{architecture.machine}-{_GLIBC}"]
-    wanted = ["-r", str(REPOSITORY / "pyproject.toml"), "--extra", extra, "-c", str(PINS / "dev.txt")]
+    machine = wheels.architecture.machine
+    platform = ["--python-version", PYTHON_OF[wheels.suite], "--python-platform", f"{machine}-{_GLIBC}"]
+    extra = ["-r", str(REPOSITORY / "pyproject.toml"), "--extra", wheels.extra] if wheels.extra else []
+    wanted = [*extra, *wheels.names, "-c", str(PINS / "dev.txt")]
     only_wheels = ["--only-binary", ":all:", "--link-mode", "copy"]
     run([uv, "pip", "install", "--quiet", "--target", str(packages), *platform, *only_wheels, *links, *wanted])
     shutil.rmtree(packages / "bin", ignore_errors=True)  # they would start this machine's Python

@@ -96,6 +96,7 @@ def test_every_landing_buffer_is_adopted_once_and_before_anything_lands(engine: 
 def test_a_landing_buffer_that_cannot_be_adopted_is_read_all_the_same(socket: str, stub: StubSidecar) -> None:
     class UnwillingDevice(FakeCache):
         def adopt(self, landing: memoryview) -> None:
+            super().adopt(landing)
             raise RuntimeError("out of page-locked memory")
 
     engine = Engine(socket, UnwillingDevice())

@@ -21,7 +21,7 @@ class Tier(IntEnum):
     @property
     def step_in_sigmas(self) -> float:
         """Quantiser step as a share of a plane's standard deviation; 0 for `LOSSLESS`, which has no quantiser."""
-        return {Tier.LOSSLESS: 0.0, Tier.HIGH: 0.2, Tier.BALANCED: 0.35, Tier.COMPACT: 0.5}[self]
+        return {Tier.LOSSLESS: 0.0, Tier.HIGH: 0.2, Tier.BALANCED: 0.35, Tier.COMPACT: 0.48}[self]
 
     @classmethod
     def parse(cls, label: str) -> "Tier":

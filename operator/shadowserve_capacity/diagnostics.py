@@ -124,5 +124,6 @@ def _autocovariances(draws: Draws) -> Draws:
     length = draws.shape[1]
     centred = draws - draws.mean(axis=1, keepdims=True)
     spectrum = np.fft.rfft(centred, 2 * length, axis=1)
-    products: Draws = np.fft.irfft(spectrum * np.conj(spectrum), 2 * length, axis=1)
-    return products[:, :length] / length
+    products = np.fft.irfft(spectrum * np.conj(spectrum), 2 * length, axis=1)
+    lagged: Draws = products[:, :length] / length
+    return lagged

@@ -1,5 +1,7 @@
 """What can go wrong, sorted by who must act."""
 
+from collections.abc import Sequence
+
 
 class CapacityError(Exception):
     """Base of every error this package raises on purpose."""
@@ -19,3 +21,12 @@ class ProblemError(CapacityError):
 
 class WorkerError(CapacityError):
     """Workers cannot be started, or are not what they should be."""
+
+
+class InputFault(CapacityError):
+    """What was read cannot be right; `problems` name every field (`windows[3].hit_tokens: ...`), at most 20 of them."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        shown = [*problems[:20], *([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])]
+        super().__init__("\n".join(shown))
+        self.problems = tuple(shown)

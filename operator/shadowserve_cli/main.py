@@ -10,7 +10,11 @@ from shadowserve_dataplane import __version__
 
 _COMMANDS = ("status", "explain", "doctor", "plan")
 """Each is the function of that name in the module of that name, which has `EXAMPLES` too."""
-_GROUPS = {"chunk": "shadowserve_cli.chunk", "testbed": "shadowserve_testbed.cli"}
+_GROUPS = {
+    "capacity": "shadowserve_cli.capacity",
+    "chunk": "shadowserve_cli.chunk",
+    "testbed": "shadowserve_testbed.cli",
+}
 """Groups of commands by the module whose `application` they are; absent where that part is not installed."""
 
 application = typer.Typer(add_completion=False, no_args_is_help=True)

@@ -1,0 +1,188 @@
+"""From observations to a posterior: several chains of the package's own sampler, checked against one another."""
+
+import math
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shadowserve_capacity.diagnostics import Diagnosis, diagnose
+from shadowserve_capacity.model import closed_form
+from shadowserve_capacity.model.hardware import DIMENSION, NAMES, Prior, prior_of
+from shadowserve_capacity.model.likelihood import Evidence, Form
+from shadowserve_capacity.model.observations import Observations, Window
+from shadowserve_capacity.model.posterior import Posterior, Seen
+from shadowserve_capacity.model.proposal import CrankNicolson
+from shadowserve_capacity.model.target import PosteriorTarget, Whitening, whiten
+from shadowserve_capacity.model.work import load_of, work_of
+from shadowserve_capacity.prefetch.chain import run_serial
+from shadowserve_capacity.prefetch.problem import Adaptation, Problem
+
+Values = NDArray[np.float64]
+
+FEWEST_WINDOWS = 8
+"""Fewer say too little about queueing and noise for any confidence."""
+_ADAPTATION = Adaptation(log_scale=-0.7, rate=0.3)
+_SETTLING = 100
+"""Steps dropped at the start of each further round, in which the proposal's scale finds itself again."""
+
+
+class Method(StrEnum):
+    """Which form of the model the likelihood uses."""
+
+    CLOSED_FORM = "closed-form"
+    SIMULATION = "simulation"
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How much to sample: `warm_up` steps of each chain are dropped, and every `thin`-th of the rest is kept."""
+
+    chains: int = 4
+    pilot: int = 1500
+    """Steps of a first chain, from whose last two thirds the coordinates of the others are made."""
+    warm_up: int = 500
+    steps: int = 2000
+    thin: int = 2
+    rounds: int = 4
+    """Chains that disagree, or have too few independent draws, go on as long again, up to so many times in all."""
+    workers: int | None = None
+    """Processes; by default one a chain, as many as there are cores. The result does not depend on it."""
+
+
+def fit(
+    observations: Observations,
+    seed: int,
+    sampling: Sampling = Sampling(),
+    method: Method = Method.CLOSED_FORM,
+    prior: Prior | None = None,
+) -> Posterior:
+    """Return what the observations say of the pool's parameters: equal arguments give equal draws.
+
+    `prior`: other beliefs than those for `observations.pool.hardware`.
+    """
+    beliefs = prior or prior_of(observations.pool.hardware)
+    evidence = evidence_of(observations)
+    plain = PosteriorTarget(evidence, beliefs, _form(method, evidence, seed), Whitening.none())
+    target = _whitened(plain, seed, sampling.pilot)
+    logs = beliefs.logs(target.whitening.coordinates(_sample(target, seed, sampling)))
+    diagnoses = _diagnoses(logs)
+    warnings = (*_too_few(observations), *_complaints(diagnoses, sampling.chains))
+    return Posterior(observations.pool, logs, diagnoses, _seen(observations), warnings)
+
+
+def problems(target: PosteriorTarget, seed: int, sampling: Sampling) -> list[Problem]:
+    """Return the chains to run, from starts wider apart than the posterior (deviation 2 in whitened coordinates)."""
+    rng = np.random.default_rng([seed, 11])
+    starts = [_start(target, rng) for _ in range(sampling.chains)]
+    seeds = [int(each) for each in rng.integers(0, 2**62, sampling.chains)]
+    steps = sampling.warm_up + sampling.steps
+    pairs = zip(starts, seeds, strict=True)
+    return [Problem(target, start, each, steps, _ADAPTATION, CrankNicolson()) for start, each in pairs]
+
+
+def evidence_of(observations: Observations) -> Evidence:
+    """Return the observations as the likelihood reads them."""
+    windows = observations.windows
+    work = work_of(observations.pool, [(load_of(window), window.replicas) for window in windows])
+    return Evidence.of(work, [(each.ttft, each.tpot) for each in windows], [each.fetches for each in windows])
+
+
+def _form(method: Method, evidence: Evidence, seed: int) -> Form:
+    if method is Method.CLOSED_FORM:
+        return closed_form.latencies
+    raise NotImplementedError(method)
+
+
+def _whitened(target: PosteriorTarget, seed: int, steps: int) -> PosteriorTarget:
+    """Return the target in coordinates from the closed form's mode, made better by a pilot chain."""
+    first = whiten(target.evidence, target.prior, closed_form.latencies)
+    rough = replace(target, form=closed_form.latencies, whitening=first)
+    pilot = run_serial(Problem(rough, np.zeros(DIMENSION), seed, steps, _ADAPTATION, CrankNicolson()))
+    return replace(target, whitening=first.improved(pilot.states[steps // 3 :]))
+
+
+def _start(target: PosteriorTarget, rng: np.random.Generator) -> Values:
+    for scale in (2.0, 1.0, 0.5, 0.0):
+        start = scale * rng.standard_normal(DIMENSION)
+        if target.log_prior(start) > -math.inf:
+            return start
+    return np.zeros(DIMENSION)
+
+
+def _sample(target: PosteriorTarget, seed: int, sampling: Sampling) -> Values:
+    """Return the kept states, shape (chains, draws, 13): goes on while the chains give reason to complain."""
+    chains = problems(target, seed, sampling)
+    with _mapped(min(len(chains), sampling.workers or os.cpu_count() or 1)) as run:
+        found = np.stack(list(run(_states, chains)))
+        kept = found[:, sampling.warm_up :: sampling.thin]
+        for turn in range(1, sampling.rounds):
+            if not _complaints(_diagnoses(kept), sampling.chains):
+                break
+            chains = [
+                replace(each, start=end, seed=each.seed + turn) for each, end in zip(chains, found[:, -1], strict=True)
+            ]
+            found = np.stack(list(run(_states, chains)))
+            kept = np.concatenate([kept, found[:, _SETTLING :: sampling.thin]], axis=1)
+    return kept
+
+
+@contextmanager
+def _mapped(workers: int) -> Iterator[Callable[..., Iterable[Values]]]:
+    """Yield a `map`: in this process, or in `workers` others."""
+    if workers == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield pool.map
+
+
+def _states(problem: Problem) -> Values:
+    return run_serial(problem).states
+
+
+def _diagnoses(values: Values) -> dict[str, Diagnosis]:
+    return {name: diagnose(values[:, :, index]) for index, name in enumerate(NAMES)}
+
+
+def _too_few(observations: Observations) -> list[str]:
+    windows = len(observations.windows)
+    found = []
+    if windows < FEWEST_WINDOWS:
+        found.append(
+            f"too few observations: {windows} windows, at least {FEWEST_WINDOWS} are needed; "
+            "what is said below rests mostly on what is usual for such hardware"
+        )
+    if not any(window.tpot.total for window in observations.windows):
+        found.append("no window has a TPOT histogram: the decode step is known from the hardware class only")
+    return found
+
+
+def _complaints(diagnoses: dict[str, Diagnosis], chains: int) -> list[str]:
+    return [
+        f"{name}: {complaint}; sample longer"
+        for name, each in diagnoses.items()
+        if (complaint := each.complaint(chains))
+    ]
+
+
+def _seen(observations: Observations) -> Seen:
+    windows = observations.windows
+    return Seen(
+        windows=len(windows),
+        requests=sum(window.arrivals for window in windows),
+        busiest=max(window.arrival_rate / window.replicas for window in windows),
+        bytes_per_hit_token=_bytes_per_hit_token(windows),
+    )
+
+
+def _bytes_per_hit_token(windows: Sequence[Window]) -> float:
+    fetched = [window for window in windows if window.fetches.count]
+    tokens = sum(window.hit_tokens for window in fetched)
+    return sum(window.fetches.bytes for window in fetched) / tokens if tokens else 0.0

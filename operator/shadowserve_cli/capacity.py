@@ -1,0 +1,16 @@
+"""`shadowserve capacity`: what a pool can do, and the sampler that finds it out."""
+
+import typer
+
+from shadowserve_cli import capacity_model
+
+application = typer.Typer(no_args_is_help=True)
+
+
+@application.callback()
+def capacity() -> None:
+    """Learn from metrics what a pool can do, and how many replicas a load needs."""
+
+
+for command in (capacity_model.fit, capacity_model.plan, capacity_model.predict):
+    application.command()(command)

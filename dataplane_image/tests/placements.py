@@ -18,7 +18,7 @@ from shadowserve_dataplane.place.tcp import TcpTarget
 TOKEN = bytes(range(32))
 SLOT_BYTES = 8192
 SLOTS = 4
-KINDS = ("shared memory", "loopback", "tcp", "tls")
+KINDS = ("shared memory", "loopback", "tcp", "local", "tls")
 
 
 @dataclass
@@ -103,7 +103,9 @@ def arena_of(kind: str, certificate: Certificate) -> Iterator[Arena]:
     else:
         with receiver_of(landing, ends.add, certificate if kind == "tls" else None) as receiver:
             tls = certificate.client_context() if kind == "tls" else None
-            yield Arena(landing, TcpTarget("127.0.0.1", receiver.port, TOKEN, tls), ends.all)
+            port = 1 if kind == "local" else receiver.port  # nobody listens there: it has to be the unix socket
+            local = receiver.local_name if kind == "local" else ""
+            yield Arena(landing, TcpTarget("127.0.0.1", port, TOKEN, tls, local=local), ends.all)
 
 
 @contextmanager

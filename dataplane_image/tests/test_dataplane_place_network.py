@@ -6,6 +6,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import xxhash
@@ -23,7 +24,7 @@ from shadowserve_dataplane.place.tcp import TcpTarget
 EMPTY = bytes(SLOT_BYTES)
 
 
-@pytest.fixture(params=["tcp", "tls"])
+@pytest.fixture(params=["tcp", "local", "tls"])
 def network(request: pytest.FixtureRequest, certificate: Certificate) -> Iterator[Arena]:
     with arena_of(request.param, certificate) as made:
         yield made
@@ -47,7 +48,7 @@ def test_nobody_there_is_a_network_error_that_names_the_address() -> None:
 def test_a_wrong_token_is_told_and_does_not_disturb_others(network: Arena) -> None:
     target = network.target
     assert isinstance(target, TcpTarget)
-    stranger = TcpTarget("127.0.0.1", target.port, b"?" * 32, target.tls)
+    stranger = replace(target, token=b"?" * 32)
     with opened(target) as good, opened(stranger) as bad:
         ref, other = network.lease(), network.lease()
         put(good, ref, 0, b"one")
@@ -58,6 +59,18 @@ def test_a_wrong_token_is_told_and_does_not_disturb_others(network: Arena) -> No
         network.wait_finished(ref)
     assert network.slot(ref.slot)[:6] == b"onetwo"
     assert network.slot(other.slot) == EMPTY
+
+
+def test_a_receiver_that_is_not_on_this_host_is_reached_by_tcp(tcp: Arena) -> None:
+    assert isinstance(tcp.target, TcpTarget)
+    with opened(replace(tcp.target, local="of-another-host")) as placement:
+        assert tcp.chunk_passes(placement)
+
+
+def test_a_receiver_with_tls_takes_nothing_in_the_clear(certificate: Certificate) -> None:
+    landing = LandingBuffer(SLOTS * SLOT_BYTES)
+    with receiver_of(landing, lambda ref: None, certificate) as receiver:
+        assert receiver.local_name == ""
 
 
 def test_another_version_is_told_by_number(tcp: Arena) -> None:

@@ -127,10 +127,10 @@ def test_the_next_job_goes_to_the_data_plane_that_is_named_now(
 ):
     sidecar.endpoint_file.write_text(card.endpoint)
     sidecar.wait_for_metric(AT_CARD)
-    redis_standalone.pause()
-    worker.fetch(1, chunks)
-    worker.look_up(2, chunks)
     with DataPlaneProcess(tmp_path / "new", store=redis_standalone.url) as new:
+        redis_standalone.pause()
+        worker.fetch(1, chunks)
+        worker.look_up(2, chunks)
         sidecar.endpoint_file.write_text(f'shadowserve.io/data-plane="{new.endpoint}"\n')
         wait_until(lambda: any("attached" in line and new.endpoint in line for line in sidecar.log), "it moved")
         redis_standalone.resume()

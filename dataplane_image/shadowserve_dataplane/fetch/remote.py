@@ -34,11 +34,15 @@ _PING_OPTIONS = ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.ht
 
 @dataclass(frozen=True, slots=True)
 class PlacementAddress:
-    """Where the data plane shall place: a `TcpPlacementReceiver`. Empty `host`: where the Attach call comes from."""
+    """Where the data plane shall place: a `TcpPlacementReceiver`, and its `local_name`.
+
+    Empty `host`: where the Attach call comes from.
+    """
 
     host: str
     port: int
     token: bytes
+    local: str = ""
 
 
 class RemoteDataPlane:
@@ -71,7 +75,7 @@ class RemoteDataPlane:
 
     async def attach(self, sidecar: str, address: PlacementAddress) -> None:
         """Introduce this sidecar. Raises `NetworkError`, or `PeerProtocolError` when the versions do not match."""
-        placement = wire.TcpPlacement(host=address.host, port=address.port, token=address.token)
+        placement = wire.TcpPlacement(host=address.host, port=address.port, token=address.token, local=address.local)
         request = wire.AttachRequest(protocol=PROTOCOL, sidecar=sidecar, tcp=placement)
         try:
             reply = await self._stub.Attach(request, timeout=ATTACH_SECONDS)

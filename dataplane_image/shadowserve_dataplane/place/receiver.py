@@ -1,6 +1,7 @@
-"""Placement on another host, the receiver: what a data plane sends goes from the socket straight into the slots."""
+"""Placement by another process, the receiver: what a data plane sends goes from the socket straight into the slots."""
 
 import logging
+import secrets
 import socket
 import ssl
 import threading
@@ -20,11 +21,12 @@ from shadowserve_dataplane.place.frames import (
     pack_answer,
     parse_frame,
 )
-from shadowserve_dataplane.place.stream import keep_alive, limit_calls, receive_all, receive_some
+from shadowserve_dataplane.place.stream import abstract_name, keep_alive, limit_calls, receive_all, receive_some
 
 _GREETING_SECONDS = 5.0
 _MID_FRAME_SECONDS = 5.0
 """A sender that stops in the middle of a frame longer than this is hung up on: it holds a slot."""
+_BACKLOG = 64
 _DRAIN_BYTES = 64 * 1024
 _JOIN_SECONDS = 2.0
 _ACCEPT_PAUSE_SECONDS = 0.2
@@ -38,6 +40,7 @@ class TcpPlacementReceiver:
 
     `on_finished(ref)` is called on a receiver thread once every byte of a chunk lies in its slot. Frames under leases
     that are not open are read and dropped. A sender that breaks the protocol is hung up on; others are not disturbed.
+    Senders on this host may come by a unix socket instead, `local_name`, unless TLS is asked for.
     """
 
     def __init__(
@@ -53,13 +56,23 @@ class TcpPlacementReceiver:
         self._on_finished = on_finished
         self._tls = tls
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self._listener = socket.create_server(address, family=family, backlog=64)
+        self._listener = socket.create_server(address, family=family, backlog=_BACKLOG)
+        self._listeners = [self._listener]
+        self.local_name = ""
+        """What a sender on this host may connect to; empty when there is nothing. Nobody can guess and take it."""
+        if tls is None:
+            self.local_name = f"shadowserve-placement-{secrets.token_hex(16)}"
+            self._listeners.append(_listen_locally(self.local_name))
         self._connections: set[socket.socket] = set()
         self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._acceptor = threading.Thread(target=self._accept, name="placement-accept", daemon=True)
-        self._acceptor.start()
+        self._acceptors = [
+            threading.Thread(target=self._accept, args=(listener,), name="placement-accept", daemon=True)
+            for listener in self._listeners
+        ]
+        for acceptor in self._acceptors:
+            acceptor.start()
 
     @property
     def port(self) -> int:
@@ -71,22 +84,24 @@ class TcpPlacementReceiver:
         with self._lock:
             self._closing.set()
             connections, threads = list(self._connections), list(self._threads)
-        for stream in (self._listener, *connections):
+        for stream in (*self._listeners, *connections):
             _shut(stream)
-        for thread in (self._acceptor, *threads):
+        for thread in (*self._acceptors, *threads):
             thread.join(_JOIN_SECONDS)
-        self._listener.close()
+        for listener in self._listeners:
+            listener.close()
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         while not self._closing.is_set():
             try:
-                stream, peer = self._listener.accept()
+                stream, peer = listener.accept()
             except OSError as error:
                 if not self._closing.is_set():  # too many open files, or a sender that went away again
                     _log.warning("no placement stream could be accepted: %s", error)
                     self._closing.wait(_ACCEPT_PAUSE_SECONDS)
                 continue
-            thread = threading.Thread(target=self._serve, args=(stream, f"{peer[0]}:{peer[1]}"), daemon=True)
+            name = f"{peer[0]}:{peer[1]}" if peer else "this host"
+            thread = threading.Thread(target=self._serve, args=(stream, name), daemon=True)
             with self._lock:
                 if self._closing.is_set():
                     stream.close()
@@ -198,6 +213,13 @@ class _Reception:
             piece = self._drain[: min(length, _DRAIN_BYTES)]
             self._rest(piece)
             length -= len(piece)
+
+
+def _listen_locally(name: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(abstract_name(name))
+    listener.listen(_BACKLOG)
+    return listener
 
 
 def _shut(stream: socket.socket) -> None:

@@ -1,7 +1,8 @@
 """Sockets of placement streams: whole frames in one system call, and how long one may take.
 
-Plain sockets block in the kernel (`SO_RCVTIMEO`, `SO_SNDTIMEO` and `MSG_WAITALL`, socket(7)): a frame is one call
-without the interpreter's lock, where a Python timeout polls before every piece. TLS sockets use Python's timeouts.
+A stream is TCP, TLS, or a unix socket on one host. Plain ones block in the kernel (`SO_RCVTIMEO`, `SO_SNDTIMEO` and
+`MSG_WAITALL`, socket(7)): a frame is one call without the interpreter's lock, where a Python timeout polls before every
+piece. TLS sockets use Python's timeouts.
 """
 
 import select
@@ -25,10 +26,17 @@ def limit_calls(stream: socket.socket, seconds: float) -> None:
 
 
 def keep_alive(stream: socket.socket) -> None:
-    """Have the kernel notice, within a minute, a peer that is gone without a word."""
+    """Have the kernel notice, within a minute, a peer that is gone without a word; on one host it always does."""
+    if stream.family == socket.AF_UNIX:
+        return
     stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 4)):
         stream.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def abstract_name(name: str) -> str:
+    """Return the address of a unix socket that is a name only, not a file (abstract sockets, unix(7))."""
+    return f"\0{name}"
 
 
 def send_all(stream: socket.socket, header: bytes, payload: memoryview, may_wait: Callable[[], None]) -> None:

@@ -19,6 +19,8 @@ MAX_CHUNKS = 65_536
 _MAX_DEADLINE_MS = 3_600_000
 _MOST_COMPRESSED = 16
 """No tier makes a chunk smaller than its values by more: one that could only be larger than a buffer is refused."""
+_LONGEST_LOCAL = 100
+"""Bytes; the kernel takes 107 (unix(7))."""
 _LIMITS = {"layers": 1024, "kv_heads": 4096, "head_dim": 4096, "tokens": 4096}
 
 
@@ -49,7 +51,9 @@ def parse_attach(request: wire.AttachRequest, peer_host: str) -> TcpTarget:
         raise BadRequest(grpc.StatusCode.INVALID_ARGUMENT, f"tcp.token: {len(tcp.token)} bytes, not {TOKEN_BYTES}")
     if not 0 < tcp.port < 65_536:
         raise BadRequest(grpc.StatusCode.INVALID_ARGUMENT, f"tcp.port: {tcp.port}")
-    return TcpTarget(tcp.host or peer_host, tcp.port, tcp.token)
+    if len(tcp.local.encode()) > _LONGEST_LOCAL or "\0" in tcp.local:
+        raise BadRequest(grpc.StatusCode.INVALID_ARGUMENT, f"tcp.local: {tcp.local!r} is no name of a unix socket")
+    return TcpTarget(tcp.host or peer_host, tcp.port, tcp.token, local=tcp.local)
 
 
 def parse_fetch(request: wire.FetchRequest, job: int, bounds: Bounds) -> FetchJob:

@@ -173,11 +173,13 @@ class RemoteAttach:
     async def __call__(self, endpoint: str, on_lost: OnLost) -> RemoteAttachment:
         """Attach to the data plane at `endpoint`. Raises `NetworkError`, `PeerProtocolError` or `SettingsError`."""
         tls = self._settings.tls
-        port = self._listen()
+        receiver = self._listen()
         credentials = channel_credentials(tls) if tls else None
         plane = RemoteDataPlane(endpoint, credentials, server_name=self._settings.server_name)
         try:
-            address = PlacementAddress(self._settings.advertised_host or "", port, self._token)
+            address = PlacementAddress(
+                self._settings.advertised_host or "", receiver.port, self._token, receiver.local_name
+            )
             await plane.attach(socket.gethostname(), address)
         except BaseException:
             await plane.close()
@@ -191,7 +193,7 @@ class RemoteAttach:
         if self._receiver is not None:
             await self._loop.run_in_executor(None, self._receiver.close)
 
-    def _listen(self) -> int:
+    def _listen(self) -> TcpPlacementReceiver:
         if self._receiver is None:
             where = (self._settings.receiver_host, self._settings.receiver_port)
             tls = self._settings.tls
@@ -204,7 +206,7 @@ class RemoteAttach:
                 raise SettingsError(
                     f"placement.receiverHost, receiverPort: cannot listen on {where[0]}:{where[1]}: {error.strerror}"
                 ) from error
-        return self._receiver.port
+        return self._receiver
 
     def _finished_on_thread(self, ref: SlotRef) -> None:
         self._loop.call_soon_threadsafe(self._finished, ref)

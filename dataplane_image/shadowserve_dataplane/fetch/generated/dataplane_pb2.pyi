@@ -17,14 +17,16 @@ class AttachRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., sidecar: _Optional[str] = ..., tcp: _Optional[_Union[TcpPlacement, _Mapping]] = ...) -> None: ...
 
 class TcpPlacement(_message.Message):
-    __slots__ = ("host", "port", "token")
+    __slots__ = ("host", "port", "token", "local")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_FIELD_NUMBER: _ClassVar[int]
     host: str
     port: int
     token: bytes
-    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., token: _Optional[bytes] = ...) -> None: ...
+    local: str
+    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., token: _Optional[bytes] = ..., local: _Optional[str] = ...) -> None: ...
 
 class AttachReply(_message.Message):
     __slots__ = ("protocol", "attachment", "version")

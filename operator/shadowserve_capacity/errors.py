@@ -30,3 +30,7 @@ class InputFault(CapacityError):
         shown = [*problems[:20], *([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])]
         super().__init__("\n".join(shown))
         self.problems = tuple(shown)
+
+
+class CheckpointError(CapacityError):
+    """A checkpoint cannot be read, or belongs to something else."""

@@ -2,7 +2,7 @@
 
 import typer
 
-from shadowserve_cli import capacity_model
+from shadowserve_cli import capacity_model, capacity_sample
 
 application = typer.Typer(no_args_is_help=True)
 
@@ -12,5 +12,13 @@ def capacity() -> None:
     """Learn from metrics what a pool can do, and how many replicas a load needs."""
 
 
-for command in (capacity_model.fit, capacity_model.plan, capacity_model.predict):
+COMMANDS = (
+    capacity_model.fit,
+    capacity_model.plan,
+    capacity_model.predict,
+    capacity_sample.sample,
+    capacity_sample.simulate,
+    capacity_sample.worker,
+)
+for command in COMMANDS:
     application.command()(command)

@@ -1,5 +1,6 @@
 """`shadowserve`, also as `kubectl shadowserve`: puts the commands of all parts together; processes have their own."""
 
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -47,6 +48,8 @@ def assembled() -> typer.Typer:
 
 def main() -> None:
     """Run the command line. Exit code 2 when a command needs a part that is not installed."""
+    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")  # before numpy is loaded: `capacity` is parallel by processes
     plugin = Path(sys.argv[0]).name == "kubectl-shadowserve"
     try:
         assembled()(prog_name="kubectl shadowserve" if plugin else "shadowserve")

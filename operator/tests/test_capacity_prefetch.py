@@ -1,19 +1,23 @@
 """Whoever computes the chain, however badly they guess and behave, the bytes are the serial run's."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shadowserve_capacity.errors import ProposalFault, TargetFault
-from shadowserve_capacity.prefetch.chain import run_serial
+from shadowserve_capacity.errors import CheckpointError, ProblemError, ProposalFault, TargetFault
+from shadowserve_capacity.prefetch.chain import Position, run_serial, serial_run
+from shadowserve_capacity.prefetch.checkpoint import Checkpoint, fingerprint
 from shadowserve_capacity.prefetch.evidence import Comparison, Decision, Normal
 from shadowserve_capacity.prefetch.master import Master, Policy
 from shadowserve_capacity.prefetch.predictors import ConstantRate, Naive, PaperPartialData, PartialData, Predictor
 from shadowserve_capacity.prefetch.problem import Adaptation, Problem, Proposed, State
 from shadowserve_capacity.prefetch.simulated import Cluster, Faults, run_simulated
+from shadowserve_capacity.prefetch.surrogate import Surrogate
+from shadowserve_capacity.problems.named import Named, settled
 
 
 @dataclass
@@ -195,3 +199,72 @@ def test_splitting_evaluations_keeps_all_workers_useful() -> None:
     split = run_simulated(problem, Cluster(8), PartialData(), Policy(split=1, workers=8))
     assert split.speedup > 1.2 * alone.speedup
     assert split.chain.sha256 == alone.chain.sha256
+
+
+@pytest.mark.parametrize("where", [1, 17, 59])
+def test_a_chain_taken_up_where_it_was_left_has_the_same_bytes(where: int, tmp_path: Path) -> None:
+    whole = gaussian_problem(iterations=60)
+    begun, position = serial_run(gaussian_problem(iterations=where))
+    Checkpoint(begun, position, fingerprint(whole)).save(tmp_path / "chain.npz")
+    left = Checkpoint.load(tmp_path / "chain.npz", whole)
+    rest = run_simulated(whole, Cluster(5), at=left.position).chain
+    assert left.chain.followed_by(rest).sha256 == run_serial(whole).sha256
+
+
+def test_the_master_knows_where_the_serial_chain_stands() -> None:
+    problem = gaussian_problem(iterations=30)
+    master = Master(problem, Naive())
+    while not master.done:
+        task = master.assign(0)
+        assert task is not None
+        for batch in range(task.first, task.stop):
+            master.update(0, task.node, batch, [problem.evaluate(task.theta, batch)])
+            if len(master.steps) == 12:
+                assert same(master.position, serial_run(gaussian_problem(iterations=12))[1])
+    assert same(master.position, serial_run(problem)[1])
+
+
+def same(one: Position, other: Position) -> bool:
+    return (one.iteration, one.theta.tobytes(), one.log_scale) == (
+        other.iteration, other.theta.tobytes(), other.log_scale
+    )  # fmt: skip
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "chain.npz"
+    Checkpoint.start(gaussian_problem(seed=1)).save(path)
+    with pytest.raises(CheckpointError, match="another problem"):
+        Checkpoint.load(path, gaussian_problem(seed=2))
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        Checkpoint.load(path, gaussian_problem(seed=1))
+
+
+def test_without_speculation_nothing_is_wasted() -> None:
+    run = run_simulated(gaussian_problem(), Cluster(5), policy=Policy(split=1, speculate=False, workers=5))
+    assert run.wasted < 0.01
+    assert run.speedup == pytest.approx(5.0, rel=0.02)
+    assert run.chain.sha256 == run_serial(gaussian_problem()).sha256
+
+
+@pytest.mark.parametrize("name", ["mixture", "lasso", "logistic"])
+def test_the_problems_of_the_paper_give_the_serial_bytes_with_a_fitted_quadratic(name: str) -> None:
+    problem = Named(name, 2000, 5, 20).problem(150)
+    run = run_simulated(problem, Cluster(7), Surrogate(problem))
+    assert run.chain.sha256 == run_serial(problem).sha256
+
+
+def test_a_fitted_quadratic_tells_nearly_every_decision_once_it_has_seen_enough() -> None:
+    problem = settled(Named("logistic", 4000, 5, 20).problem(500), 1500)
+    plain = run_simulated(problem, Cluster(16), PartialData())
+    fitted = run_simulated(problem, Cluster(16), Surrogate(problem))
+    assert fitted.times[-1] - fitted.times[250] < 0.7 * (plain.times[-1] - plain.times[250])
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [(Named("nothing", 10, 1), "problem: "), (Named("lasso", 10, 1), "size: "), (Named("lasso", 9, 1, 0), "batches: ")],
+)
+def test_a_problem_that_makes_no_sense_is_refused_by_field(named: Named, said: str) -> None:
+    with pytest.raises(ProblemError, match=said):
+        named.problem(5)

@@ -38,6 +38,14 @@ class Chain:
             np.array([step.log_density for step in steps], dtype=np.float64),
         )
 
+    def followed_by(self, later: "Chain") -> "Chain":
+        """Return this chain and then `later`."""
+        return Chain(
+            np.concatenate([self.states, later.states]),
+            np.concatenate([self.accepted, later.accepted]),
+            np.concatenate([self.log_densities, later.log_densities]),
+        )
+
     @property
     def acceptance(self) -> float:
         """Return the share of accepted candidates."""
@@ -60,20 +68,26 @@ class Position:
     theta: State
     log_scale: float
 
+    @staticmethod
+    def first(problem: Problem) -> "Position":
+        """Return where the chain of `problem` begins."""
+        return Position(0, problem.start, problem.adaptation.log_scale)
+
 
 def run_serial(problem: Problem) -> Chain:
     """Return the chain of `problem`, one evaluation after the other: the reference."""
     return serial_run(problem)[0]
 
 
-def serial_run(problem: Problem) -> tuple[Chain, Position]:
-    """Return the chain of `problem` and where it stands at its end."""
-    theta, scale = problem.start, problem.adaptation.log_scale
+def serial_run(problem: Problem, at: Position | None = None) -> tuple[Chain, Position]:
+    """Return the chain of `problem` from `at` (its beginning) on, and where it stands at its end."""
+    at = at or Position.first(problem)
+    theta, scale = at.theta, at.log_scale
     density = log_density(problem, theta)
     if density == -np.inf:
         raise TargetFault("the start lies outside the prior's support")
     steps: list[Step] = []
-    for iteration in range(problem.iterations):
+    for iteration in range(at.iteration, problem.iterations):
         proposed = problem.propose(theta, scale, iteration)
         candidate = log_density(problem, proposed.theta)
         accepted = accepts(problem.log_uniform(iteration), proposed.log_ratio, candidate, density)

@@ -7,7 +7,7 @@ from enum import Enum
 import numpy as np
 
 from shadowserve_capacity.errors import CapacityError, TargetFault
-from shadowserve_capacity.prefetch.chain import Chain, Step
+from shadowserve_capacity.prefetch.chain import Chain, Position, Step
 from shadowserve_capacity.prefetch.evidence import Comparison, Decision
 from shadowserve_capacity.prefetch.jobtree import NOWHERE, Jobtree, Node
 from shadowserve_capacity.prefetch.predictors import Predictor, clipped
@@ -21,14 +21,16 @@ class Policy:
     """How work is given out.
 
     `split` is the least number of batches worth a message of their own, when several workers may share one
-    evaluation; None: one worker evaluates a candidate. `workers` sizes the shares. A worker is called off when
-    something else is `reassign` times as probable.
+    evaluation; None: one worker evaluates a candidate. `workers` sizes the shares. Without `speculate` only what the
+    chain certainly needs is done: plain data parallelism. A worker is called off when something else is `reassign`
+    times as probable.
 
     `descent` is a seed for the published scheduler, which draws a path instead of taking the best; it also lets
     workers finish candidates that the chain can no longer visit (`finish_dead`).
     """
 
     split: int | None = None
+    speculate: bool = True
     workers: int = 1
     reassign: float = 1.1
     descent: int | None = None
@@ -55,12 +57,15 @@ class Verdict(Enum):
 class Master:
     """Owns the jobtree of one chain. Terms may come late, twice or never: they cost time, not the result."""
 
-    def __init__(self, problem: Problem, predictor: Predictor, policy: Policy = Policy()) -> None:
+    def __init__(
+        self, problem: Problem, predictor: Predictor, policy: Policy = Policy(), at: Position | None = None
+    ) -> None:
         self._problem = problem
         self._predictor = predictor
         self._policy = policy
         self._rng = None if policy.descent is None else np.random.default_rng(policy.descent)
-        self._tree = Jobtree(problem, problem.start, 0, problem.adaptation.log_scale)
+        self._at = at or Position.first(problem)
+        self._tree = Jobtree(problem, self._at.theta, self._at.iteration, self._at.log_scale)
         if self._tree.state.log_prior == NOWHERE:
             raise TargetFault("the start lies outside the prior's support")
         self._working: dict[int, Node] = {}
@@ -74,12 +79,26 @@ class Master:
     @property
     def done(self) -> bool:
         """Return whether the whole chain is out."""
-        return len(self.steps) == self._problem.iterations
+        return len(self.steps) == self.iterations
 
     @property
     def iterations(self) -> int:
-        """Return how long the chain will be."""
-        return self._problem.iterations
+        """Return how many iterations are asked for, from where the chain was taken up."""
+        return self._problem.iterations - self._at.iteration
+
+    @property
+    def position(self) -> Position:
+        """Return where the chain stands: taken up from there, it goes on with the same bytes."""
+        if self.done:
+            return Position(self._problem.iterations, self._tree.state.theta, self._after_last())
+        front = self._tree.front
+        return Position(front.iteration, self._tree.state.theta, front.log_scale)
+
+    def _after_last(self) -> float:
+        front_scale, last = self._tree.front.log_scale, self._problem.iterations - 1
+        if not self.steps:
+            return self._at.log_scale
+        return self._problem.adaptation.next(front_scale, last, self.steps[-1].accepted)
 
     @property
     def split(self) -> int | None:
@@ -174,7 +193,7 @@ class Master:
 
     def _better(self, node: Node) -> bool:
         """Return whether something that nobody does is clearly more probable than `node`."""
-        if node is self._tree.state:
+        if node is self._tree.state or not self._policy.speculate:
             return False
         if self._rng is not None:
             other = self._drawn()
@@ -270,6 +289,8 @@ class Master:
         """Return how many batches to give: what is free in small shares, the smaller the less there is."""
         if self._policy.split is None:
             return node.batches
+        if not self._policy.speculate:
+            return max(self._policy.split, -(-node.batches // self._policy.workers))
         free = sum(stop - start for start, stop in node.free)
         return max(self._policy.split, free // (2 * self._policy.workers))
 
@@ -304,6 +325,9 @@ class Master:
         """Return the most probable node that wants a worker; the tree grows on the way."""
         if self._wanting(self._tree.state):
             return self._tree.state
+        if not self._policy.speculate:
+            front = self._tree.front
+            return front if self._tree.state.complete and self._wanting(front) else None
         node: Node | None = self._tree.front
         while node is not None and node.best > 0.0:
             if self._wanting(node):

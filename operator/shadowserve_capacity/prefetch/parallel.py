@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from shadowserve_capacity.errors import TargetFault, WorkerError
-from shadowserve_capacity.prefetch.chain import Chain
+from shadowserve_capacity.prefetch.chain import Chain, Position
 from shadowserve_capacity.prefetch.links import Hiring, Link
 from shadowserve_capacity.prefetch.local_worker import READY, REFUSED
 from shadowserve_capacity.prefetch.master import Master, Policy, Task, Verdict
@@ -37,10 +37,13 @@ class Options:
     """
 
     split: int | None = 0
+    speculate: bool = True
     master_works: bool = False
     stall_seconds: float = _STALLS_AFTER_S
     told_every: float = 1.0
     tell: Callable[[Progress], None] | None = None
+    keep: Callable[[Chain, Position], None] | None = None
+    kept_every: float = 30.0
 
 
 def chosen_split(batches: int, batch_seconds: float, workers: int) -> int | None:
@@ -92,6 +95,7 @@ class Crew:
         self._queue = LANES if master.split is not None else 1
         self._own: Task | None = None
         self._own_batch = 0
+        self._kept = time.monotonic()
         fd = hiring.fileno()
         if fd is not None:
             self._selector.register(fd, selectors.EVENT_READ, None)
@@ -102,6 +106,8 @@ class Crew:
             self._enlist(self._hiring.hired())
             while not self._master.done:
                 self._turn()
+            if self._options.keep is not None:
+                self._options.keep(self._master.chain, self._master.position)
             return self._master.chain
         finally:
             self._selector.close()
@@ -120,6 +126,9 @@ class Crew:
         self._serve()
         if self._options.tell is not None and self._meter.due(now):
             self._options.tell(self._meter.progress(now, self._master))
+        if self._options.keep is not None and now - self._kept >= self._options.kept_every:
+            self._kept = now
+            self._options.keep(self._master.chain, self._master.position)
 
     def _enlist(self, links: list[Link]) -> None:
         for link in links:
@@ -131,6 +140,7 @@ class Crew:
             self._workers[link.fileno()] = worker
             self._selector.register(link.fileno(), selectors.EVENT_READ, worker)
             self._meter.hired(len(self._workers))
+            self._hear(worker)
 
     def _hear(self, worker: _Worker) -> None:
         try:
@@ -262,14 +272,20 @@ def measured_batch_seconds(problem: Problem, count: int = 5) -> float:
 
 
 def run_parallel(
-    problem: Problem, hiring: Hiring, workers: int, predictor: Predictor, options: Options = Options()
+    problem: Problem,
+    hiring: Hiring,
+    workers: int,
+    predictor: Predictor,
+    options: Options = Options(),
+    at: Position | None = None,
 ) -> tuple[Chain, Progress]:
-    """Return the chain of `problem`, computed by the workers of `hiring` (about `workers` of them), and how it went."""
+    """Return the chain of `problem` from `at` on, computed by about `workers` workers, and how it went."""
     batch_seconds = measured_batch_seconds(problem)
     split = options.split
     if split == 0:
         split = chosen_split(problem.target.batches, batch_seconds, workers)
-    master = Master(problem, predictor, Policy(split=split, workers=workers))
+    policy = Policy(split=split, speculate=options.speculate, workers=workers)
+    master = Master(problem, predictor, policy, at)
     meter = Meter(workers + options.master_works, batch_seconds, time.monotonic(), options.told_every)
     chain = Crew(problem, hiring, master, options, meter).run()
     return chain, meter.progress(time.monotonic(), master)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shadowserve_capacity.errors import TargetFault
-from shadowserve_capacity.prefetch.chain import Chain
+from shadowserve_capacity.prefetch.chain import Chain, Position
 from shadowserve_capacity.prefetch.master import Master, Policy, Task, Verdict
 from shadowserve_capacity.prefetch.predictors import PartialData, Predictor
 from shadowserve_capacity.prefetch.problem import Problem
@@ -151,11 +151,15 @@ class _Simulation:
 
 
 def run_simulated(
-    problem: Problem, cluster: Cluster, predictor: Predictor | None = None, policy: Policy | None = None
+    problem: Problem,
+    cluster: Cluster,
+    predictor: Predictor | None = None,
+    policy: Policy | None = None,
+    at: Position | None = None,
 ) -> Run:
-    """Return the chain of `problem` as `cluster` would compute it, and the time it would take."""
+    """Return the chain of `problem` from `at` on as `cluster` would compute it, and the time it would take."""
     policy = Policy(workers=cluster.workers) if policy is None else policy
-    master = Master(problem, PartialData() if predictor is None else predictor, policy)
+    master = Master(problem, PartialData() if predictor is None else predictor, policy, at)
     simulation = _Simulation(problem, cluster, master, np.random.default_rng(cluster.faults.seed))
     simulation.run()
     spent = simulation.now * cluster.workers / cluster.batch_seconds

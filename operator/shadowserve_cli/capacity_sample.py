@@ -1,0 +1,271 @@
+"""`shadowserve capacity sample`, `simulate` and `worker`: exact chains in parallel."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from shadowserve_capacity.prefetch.chain import Chain
+    from shadowserve_capacity.prefetch.links import Hiring
+    from shadowserve_capacity.prefetch.predictors import Predictor
+    from shadowserve_capacity.prefetch.problem import Problem
+    from shadowserve_capacity.prefetch.progress import Progress
+    from shadowserve_capacity.problems.named import Named
+
+BROKEN, REFUSED = 1, 2
+
+
+class ProblemName(StrEnum):
+    """Problems to sample."""
+
+    MIXTURE = "mixture"
+    LASSO = "lasso"
+    LOGISTIC = "logistic"
+
+
+class PredictorName(StrEnum):
+    """Ways to guess whether a candidate will be accepted."""
+
+    NAIVE = "naive"
+    CONSTANT = "constant"
+    PAPER = "paper"
+    PARTIAL = "partial"
+    SURROGATE = "surrogate"
+
+
+Size = Annotated[int, typer.Option(min=1, help="Synthetic data; the paper has 1000000 (mixture), 1800000 (lasso).")]
+Iterations = Annotated[int, typer.Option(min=1, help="Length of the chain.")]
+Seed = Annotated[int, typer.Option(min=0, help="Equal seeds give equal chains, whoever computes them.")]
+Batches = Annotated[int, typer.Option(min=1, help="Terms that the log density is cut into.")]
+Guess = Annotated[PredictorName, typer.Option("--predictor", help="How acceptance is guessed; costs time at worst.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Secret = Annotated[
+    Path | None, typer.Option("--secret-file", exists=True, dir_okay=False, help="Secret of master and remote workers.")
+]
+
+
+def sample(
+    problem: Annotated[ProblemName, typer.Option(help="What to sample.")] = ProblemName.MIXTURE,
+    size: Size = 100_000,
+    iterations: Iterations = 1000,
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0 means the cores there are.")] = 0,
+    seed: Seed = 1,
+    batches: Batches = 100,
+    predictor: Guess = PredictorName.SURROGATE,
+    split: Annotated[int, typer.Option(min=-1, help="Batches a share of an evaluation; 0 decides, -1 never.")] = 0,
+    listen: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Take remote workers too.")] = None,
+    secret_file: Secret = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Keep the chain here (.npz), and go on from it.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Run the serial chain too, and compare bytes and time.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a chain on several cores: the same bytes as on one, sooner.
+
+    Exit code 1 when the target breaks its promises or `--check` finds a difference, 2 when something is refused.
+    """
+    from shadowserve_capacity.problems.named import Named
+
+    cores = len(os.sched_getaffinity(0))
+    named = Named(problem.value, size, seed, batches)
+    with _said_plainly():
+        asked = _Sample(
+            named, named.problem(iterations), workers or cores, 0 < workers < cores, predictor,
+            None if split < 0 else split, checkpoint,
+        )  # fmt: skip
+        chain, progress = _sampled(asked, listen, secret_file)
+        said = {
+            "problem": problem.value, "size": size, "iterations": len(chain.states), "seed": seed, "batches": batches,
+            "predictor": predictor.value, "chain_sha256": chain.sha256, **asdict(progress),
+            "acceptance": chain.acceptance,
+        }  # fmt: skip
+        if check:
+            said |= _compared(asked, chain, progress)
+    _print(said, as_json)
+    if said.get("equal_to_serial") is False:
+        raise typer.Exit(BROKEN)
+
+
+def simulate(
+    problem: Annotated[ProblemName, typer.Option(help="What to sample.")] = ProblemName.MIXTURE,
+    size: Size = 20_000,
+    iterations: Iterations = 200,
+    workers: Annotated[
+        list[int] | None, typer.Option(min=1, show_default="16, 32, 64", help="Repeat for several.")
+    ] = None,
+    seed: Seed = 1,
+    batches: Batches = 100,
+    predictor: Guess = PredictorName.SURROGATE,
+    hybrid: Annotated[bool, typer.Option(help="Let workers share evaluations where that pays.")] = True,
+    batch_seconds: Annotated[float, typer.Option(min=1e-9, help="Cost of a batch; 0.0175 is the paper's.")] = 0.0175,
+    message_seconds: Annotated[float, typer.Option(min=0.0, help="Until a worker has its next task.")] = 0.0002,
+    as_json: Json = False,
+) -> None:
+    """Compute a chain as a cluster of any size would, in simulated time: speed-ups without the cluster."""
+    from shadowserve_capacity.prefetch.master import Policy
+    from shadowserve_capacity.prefetch.simulated import Cluster, run_simulated
+    from shadowserve_capacity.problems.named import Named
+
+    with _said_plainly():
+        what = Named(problem.value, size, seed, batches).problem(iterations)
+        runs = []
+        for count in workers or (16, 32, 64):
+            cluster = Cluster(count, batch_seconds, message_seconds)
+            split = cluster.split if hybrid and count > 1 and 2 * cluster.split <= batches else None
+            run = run_simulated(what, cluster, _predictor(predictor, what), Policy(split=split, workers=count))
+            runs.append(
+                {
+                    "workers": count, "speedup": run.speedup, "seconds": run.seconds, "useful": run.useful,
+                    "wasted": run.wasted, "idle": run.idle, "acceptance": run.chain.acceptance, "split": split,
+                    "chain_sha256": run.chain.sha256,
+                }
+            )  # fmt: skip
+            _progress_line(f"{count} workers: speed-up {run.speedup:.2f} in simulated time", last=True)
+    if as_json:
+        typer.echo(json.dumps({"problem": problem.value, "size": size, "iterations": iterations, "runs": runs}))
+        return
+    for each in runs:
+        _print(each, False)
+
+
+def worker(
+    connect: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where `capacity sample --listen` listens.")],
+    secret_file: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="The secret that the master has too.")],
+    patience: Annotated[float, typer.Option(min=0.0, help="Seconds to try for.")] = 30.0,
+) -> None:
+    """Help a `shadowserve capacity sample --listen` from another machine until it is done.
+
+    The same as `shadowserve-capacity worker`, which needs nothing but numpy. Exit code 2 when the master cannot be had.
+    """
+    from shadowserve_capacity.__main__ import address
+    from shadowserve_capacity.remote import serve_master
+
+    with _said_plainly():
+        serve_master(address(connect), secret_file.read_bytes().strip(), patience)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """What is to be sampled, and how."""
+
+    named: "Named"
+    problem: "Problem"
+    workers: int
+    spare: bool
+    predictor: PredictorName
+    split: int | None
+    checkpoint: Path | None
+
+
+def _sampled(asked: _Sample, listen: str | None, secret_file: Path | None) -> "tuple[Chain, Progress]":
+    from shadowserve_capacity.prefetch.chain import Chain, Position
+    from shadowserve_capacity.prefetch.checkpoint import Checkpoint
+    from shadowserve_capacity.prefetch.parallel import Options, run_parallel
+
+    path, left = asked.checkpoint, Checkpoint.start(asked.problem)
+    if path is not None and path.exists():
+        left = Checkpoint.load(path, asked.problem)
+
+    def keep(chain: Chain, position: Position) -> None:
+        if path is not None:
+            Checkpoint(left.chain.followed_by(chain), position, left.problem).save(path)
+
+    options = Options(
+        split=asked.split, master_works=asked.spare, tell=_teller(), told_every=0.5, keep=keep if path else None
+    )  # fmt: skip
+    with _hired(asked, listen, secret_file) as hiring:
+        predictor = _predictor(asked.predictor, asked.problem)
+        chain, progress = run_parallel(asked.problem, hiring, asked.workers, predictor, options, left.position)
+    _progress_line(str(progress), last=True)
+    return left.chain.followed_by(chain), progress
+
+
+@contextmanager
+def _hired(asked: _Sample, listen: str | None, secret_file: Path | None) -> "Iterator[Hiring]":
+    from shadowserve_capacity.__main__ import address
+    from shadowserve_capacity.errors import WorkerError
+    from shadowserve_capacity.prefetch.processes import processes
+    from shadowserve_capacity.remote import RemoteWorkers, Together
+
+    with ExitStack() as stack:
+        here = stack.enter_context(processes(asked.problem.target, asked.workers))
+        if listen is None:
+            yield here
+            return
+        if secret_file is None:
+            raise WorkerError("--listen needs --secret-file: whoever connects must prove that he knows it")
+        remote = RemoteWorkers(asked.named, address(listen), secret_file.read_bytes().strip())
+        stack.callback(remote.close)
+        yield Together(here, remote)
+        for refused in remote.refused:
+            typer.echo(f"shadowserve: a worker was refused: {refused}", err=True)
+
+
+def _predictor(name: PredictorName, problem: "Problem") -> "Predictor":
+    from shadowserve_capacity.prefetch import predictors
+    from shadowserve_capacity.prefetch.surrogate import Surrogate
+
+    makers: dict[PredictorName, Callable[[], Predictor]] = {
+        PredictorName.NAIVE: predictors.Naive,
+        PredictorName.CONSTANT: predictors.ConstantRate,
+        PredictorName.PAPER: predictors.PaperPartialData,
+        PredictorName.PARTIAL: predictors.PartialData,
+        PredictorName.SURROGATE: lambda: Surrogate(problem),
+    }
+    return makers[name]()
+
+
+def _compared(asked: _Sample, chain: "Chain", progress: "Progress") -> dict[str, object]:
+    import time
+
+    from shadowserve_capacity.prefetch.chain import run_serial
+
+    began = time.perf_counter()
+    serial = run_serial(asked.problem)
+    seconds = time.perf_counter() - began
+    return {
+        "equal_to_serial": serial.sha256 == chain.sha256,
+        "serial_seconds": seconds,
+        "speedup_measured": seconds / progress.seconds * progress.iterations / asked.problem.iterations,
+    }
+
+
+@contextmanager
+def _said_plainly() -> Iterator[None]:
+    from shadowserve_capacity.errors import CapacityError, ProposalFault, TargetFault
+
+    try:
+        yield
+    except (TargetFault, ProposalFault) as error:
+        typer.echo(f"shadowserve: {error}", err=True)
+        raise typer.Exit(BROKEN) from error
+    except (CapacityError, ValueError, OSError) as error:
+        typer.echo(f"shadowserve: {error}", err=True)
+        raise typer.Exit(REFUSED) from error
+
+
+def _teller() -> "Callable[[Progress], None]":
+    return lambda progress: _progress_line(str(progress))
+
+
+def _progress_line(text: str, last: bool = False) -> None:
+    if sys.stderr.isatty():
+        typer.echo(f"\r\x1b[K{text}", err=True, nl=last)
+
+
+def _print(said: Mapping[str, object], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(said))
+        return
+    for name, value in said.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        typer.echo(f"{name.replace('_', ' '):18} {shown}")

@@ -1,0 +1,112 @@
+"""Workers that come by TCP, and the commands around the sampler."""
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from shadowserve_capacity.errors import WorkerError
+from shadowserve_capacity.prefetch.chain import run_serial
+from shadowserve_capacity.prefetch.parallel import Options, run_parallel
+from shadowserve_capacity.prefetch.predictors import PartialData
+from shadowserve_capacity.problems.named import Named
+from shadowserve_capacity.remote import RemoteWorkers, serve_master
+from shadowserve_cli.capacity import application
+
+NAMED = Named("logistic", 4000, 3, 20)
+SECRET = b"a secret of a length"
+
+
+def start_worker(workers: RemoteWorkers, secret_file: Path) -> subprocess.Popen[bytes]:
+    host, port = workers.address
+    command = ["-m", "shadowserve_capacity", "worker", "--connect", f"{host}:{port}", "--secret-file", str(secret_file)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen([sys.executable, *command], env=environment, stderr=subprocess.PIPE)
+
+
+def test_remote_workers_give_the_serial_bytes_and_may_die(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(SECRET + b"\n")
+    problem = NAMED.problem(120)
+    remote = RemoteWorkers(NAMED, ("127.0.0.1", 0), SECRET)
+    workers = [start_worker(remote, secret) for _ in range(2)]
+    try:
+        fd = remote.fileno()
+        assert fd is not None
+        ready, _, _ = select.select([fd], [], [], 60)
+        assert ready, "a worker has come"
+        killed = threading.Event()
+
+        def tell(_: object) -> None:
+            if not killed.is_set():
+                workers[1].kill()
+                killed.set()
+
+        options = Options(tell=tell, told_every=0.0, stall_seconds=1.0)
+        chain, _ = run_parallel(problem, remote, 2, PartialData(), options)
+        assert chain.sha256 == run_serial(problem).sha256
+        assert killed.is_set()
+        remote.close()
+        assert workers[0].wait(30) == 0
+    finally:
+        remote.close()
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+
+
+def test_a_worker_without_the_secret_is_refused() -> None:
+    remote = RemoteWorkers(NAMED, ("127.0.0.1", 0), SECRET)
+    try:
+        with pytest.raises(WorkerError, match="secret"):
+            serve_master(remote.address, b"another secret, long")
+        with pytest.raises(WorkerError, match="at least 16"):
+            serve_master(remote.address, b"short")
+        assert remote.hired() == []
+    finally:
+        remote.close()
+
+
+def test_nobody_there_is_said_after_a_while() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        address = unused.getsockname()[:2]
+    with pytest.raises(WorkerError, match="no master there"):
+        serve_master(address, SECRET, patience=0.0)
+
+
+SMALL = ["sample", "--problem", "logistic", "--size", "2000", "--batches", "20", "--iterations", "40", "--workers", "2"]
+
+
+def test_sample_prints_the_chain_and_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    whole = CliRunner().invoke(application, [*SMALL, "--check", "--json"])
+    assert whole.exit_code == 0, whole.output
+    said = json.loads(whole.stdout)
+    assert said["equal_to_serial"] is True
+    assert said["chain_sha256"] == run_serial(Named("logistic", 2000, 1, 20).problem(40)).sha256
+    assert {"speedup", "acceptance", "useful", "wasted", "idle"} <= said.keys()
+    kept = ["--checkpoint", str(tmp_path / "chain.npz"), "--json"]
+    half = [*SMALL[:8], "15", *SMALL[9:], *kept]
+    assert json.loads(CliRunner().invoke(application, half).stdout)["iterations"] == 15
+    resumed = json.loads(CliRunner().invoke(application, [*SMALL, *kept]).stdout)
+    assert resumed["iteration"] == 25, "it went on, and did not begin anew"
+    assert resumed["chain_sha256"] == said["chain_sha256"]
+
+
+def test_simulate_prints_speedups_for_several_clusters() -> None:
+    asked = ["simulate", "--problem", "lasso", "--size", "500", "--iterations", "30", "--workers", "4", "--json"]
+    runs = json.loads(CliRunner().invoke(application, asked).stdout)["runs"]
+    assert [run["workers"] for run in runs] == [4]
+    assert 1.0 < runs[0]["speedup"] <= 4.0
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    refused = CliRunner().invoke(application, ["sample", "--size", "10"])
+    assert refused.exit_code == 2
+    assert "size: 10 data do not fill 100 batches" in refused.stderr

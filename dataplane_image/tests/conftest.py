@@ -4,7 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bulk_getters import Getter, MakeGetter
 from real_store import Certificate, RedisCluster, RedisServer, server_binary
+
+from shadowserve_dataplane.store.settings import StoreSettings
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +49,17 @@ def redis_cluster(_clusters: list[RedisCluster], tmp_path_factory: pytest.TempPa
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     """A certificate for 127.0.0.1 and the authority that signed it, made for this session."""
     return Certificate.make(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.fixture
+def getter_of() -> Iterator[MakeGetter]:
+    """Makes bulk getters, which are closed at the end of the test."""
+    made: list[Getter] = []
+
+    def make(settings: StoreSettings, slabs: int = 3) -> Getter:
+        made.append(Getter(settings, slabs))
+        return made[-1]
+
+    yield make
+    for getter in made:
+        getter.bulk.close()

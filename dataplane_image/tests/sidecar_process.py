@@ -1,4 +1,4 @@
-"""A real sidecar process for tests, and a small client that talks to it as the connector does."""
+"""Real sidecar and data-plane processes for tests."""
 
 import json
 import os
@@ -7,41 +7,17 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
-import zmq
 from real_store import Certificate, RedisServer, free_port, wait_until
-from sidecar_chunks import Chunk
-
-from shadowserve_dataplane.chunks import KvShape
-from shadowserve_dataplane.connector.buffers import MappedBuffer
-from shadowserve_dataplane.connector.landed_image import ValuesImage, parse_image
-from shadowserve_dataplane.connector.messages import (
-    PROTOCOL,
-    ChunkFailed,
-    Fetch,
-    Found,
-    FromConnector,
-    FromSidecar,
-    Hello,
-    Landed,
-    Lookup,
-    Release,
-    Store,
-    Welcome,
-    pack,
-    unpack_from_sidecar,
-)
 
 ANSWER_SECONDS = 20.0
-Message = TypeVar("Message")
 
 
 def config_for(server: RedisServer, /, **changes: Any) -> dict[str, Any]:
@@ -245,123 +221,6 @@ class SecureDataPlane(DataPlaneProcess):
         return [*super().command(), *options]
 
 
-@dataclass(frozen=True)
-class Restored:
-    """What a fetch brought: values of the chunks that landed, outcomes of the others, by index."""
-
-    values: dict[int, bytes]
-    failed: dict[int, str]
-
-
 def _resident_bytes(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.findall(r"RssAnon:\s+(\d+) kB", status)[0]) * 1024
-
-
-class Client:
-    """One connector half: says what it is told to, and waits for answers."""
-
-    def __init__(self, socket: Path, shape: KvShape, **hello: Any) -> None:
-        fields: dict[str, Any] = {"protocol": PROTOCOL, "role": "worker", "engine": "engine-a", "rank": 0, "world": 1}
-        extents = (shape.layers, shape.kv_heads, shape.head_dim, shape.dtype.value, shape.tokens)
-        names = ("layers", "kv_heads", "head_dim", "dtype", "chunk_tokens")
-        self.hello = Hello(**(fields | dict(zip(names, extents, strict=True)) | hello))
-        self.shape = shape
-        self.session = 0
-        self.welcome: Welcome | None = None
-        self.landing: MappedBuffer | None = None
-        self.staging: MappedBuffer | None = None
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.linger = 0
-        self._socket.reconnect_ivl = 20
-        self._socket.connect(f"ipc://{socket}")
-        self._early: list[FromSidecar] = []
-
-    def say_hello(self) -> Welcome:
-        """Open a session and map its buffers."""
-        self.send(self.hello)
-        welcome = self.welcome = self.receive(Welcome)
-        self.session = welcome.session
-        self.landing = MappedBuffer.open(welcome.landing, 0) if welcome.landing else None
-        self.staging = MappedBuffer.open(welcome.staging, 0) if welcome.staging else None
-        return welcome
-
-    def send(self, message: FromConnector) -> None:
-        self._socket.send(pack(message))
-
-    def send_frame(self, frame: bytes) -> None:
-        self._socket.send(frame)
-
-    def receive(self, *wanted: type[Message], seconds: float = ANSWER_SECONDS) -> Message:
-        """Return the next message of one of these kinds; others are kept for later calls."""
-        for message in self._early:
-            if isinstance(message, wanted):
-                self._early.remove(message)
-                return message
-        limit = time.monotonic() + seconds
-        while self._socket.poll(max(0, round(1000 * (limit - time.monotonic())))):
-            message = unpack_from_sidecar(self._socket.recv())
-            if isinstance(message, wanted):
-                return message
-            self._early.append(message)
-        raise AssertionError(f"no {wanted} within {seconds} s, but {self._early}")
-
-    def silent(self, *unwanted: type) -> bool:
-        """Return whether no message of these kinds has come so far."""
-        while self._socket.poll(0):
-            self._early.append(unpack_from_sidecar(self._socket.recv()))
-        return not any(isinstance(message, unwanted) for message in self._early)
-
-    def fetch(self, job: int, chunks: Sequence[Chunk], deadline_ms: int = 10_000) -> None:
-        """Ask for the chunks; the answers come one by one."""
-        self.send(Fetch(self.session, job, [chunk.key for chunk in chunks], deadline_ms))
-
-    def restore(self, job: int, chunks: Sequence[Chunk], deadline_ms: int = 10_000) -> "Restored":
-        """Fetch the chunks, read what lands, and release every slot at once."""
-        self.fetch(job, chunks, deadline_ms)
-        restored = Restored({}, {})
-        for _ in chunks:
-            answer = self.receive(Landed, ChunkFailed)
-            assert answer.job == job
-            if isinstance(answer, Landed):
-                restored.values[answer.index] = self.values(answer.slot)
-                self.release(job, answer.slot)
-            else:
-                restored.failed[answer.index] = answer.outcome
-        return restored
-
-    def release(self, job: int, *slots: int) -> None:
-        self.send(Release(self.session, job, list(slots)))
-
-    def values(self, slot: int) -> bytes:
-        """Return the values that lie in a landing slot."""
-        assert self.landing is not None
-        image = parse_image(self.landing.slot(slot), self.shape)
-        assert isinstance(image, ValuesImage)
-        return image.values.tobytes()
-
-    def look_up(self, number: int, *ranks: Sequence[Chunk]) -> int:
-        """Return how many leading chunks are there."""
-        self.send(Lookup(self.session, number, [[chunk.key for chunk in chunks] for chunks in ranks]))
-        found = self.receive(Found)
-        assert found.lookup == number
-        return found.chunks
-
-    def stage(self, slot: int, chunk: Chunk, first: bool = False) -> None:
-        """Lay a chunk into a staging slot and have it stored."""
-        assert self.staging is not None
-        self.staging.slot(slot)[: len(chunk.values)] = chunk.values
-        self.send(Store(self.session, slot, chunk.key, first))
-
-    def close(self) -> None:
-        self._socket.close(0)
-        self._context.term()
-
-    def __enter__(self) -> "Client":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

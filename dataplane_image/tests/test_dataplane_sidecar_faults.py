@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from real_store import RedisServer, wait_until
 from sidecar_chunks import SHAPE, Chunk, make_chunks, put_chunks
-from sidecar_process import ANSWER_SECONDS, Client, SidecarProcess, config_for
+from sidecar_client import Client
+from sidecar_process import ANSWER_SECONDS, SidecarProcess, config_for
 
 from shadowserve_dataplane.chunks import store_key
 from shadowserve_dataplane.connector.messages import ChunkFailed, SessionUnknown, Stored

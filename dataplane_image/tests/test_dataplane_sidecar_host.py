@@ -7,7 +7,8 @@ import msgspec
 import pytest
 from real_store import RedisCluster, RedisServer
 from sidecar_chunks import SHAPE, Chunk, make_chunks, put_chunks
-from sidecar_process import Client, SidecarProcess, config_for
+from sidecar_client import Client
+from sidecar_process import SidecarProcess, config_for
 
 from shadowserve_dataplane.chunks import KvDtype, KvShape, store_key
 from shadowserve_dataplane.codec.landed import LandedLayout

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from real_store import RedisServer, wait_until
 from sidecar_chunks import SHAPE, Chunk, make_chunks, put_chunks
-from sidecar_process import Client, DataPlaneProcess, SidecarProcess, config_for
+from sidecar_client import Client
+from sidecar_process import DataPlaneProcess, SidecarProcess, config_for
 
 from shadowserve_dataplane.connector.messages import ChunkFailed, Landed
 

@@ -1,15 +1,14 @@
 """Bulk reads from real servers: bytes, clusters, back-pressure, cancellation."""
 
-import random
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
+from bulk_getters import SLAB, MakeGetter, fill, fill_cluster, key, requests, shard_of, soon
 from chunk_sinks import RecordingSink
-from real_store import Certificate, RedisCluster, RedisServer
+from real_store import RedisCluster, RedisServer
 
-from shadowserve_dataplane.chunks import ChunkKey, store_key
+from shadowserve_dataplane.chunks import store_key
 from shadowserve_dataplane.deadline import Deadline
 from shadowserve_dataplane.errors import (
     Cancelled,
@@ -17,82 +16,9 @@ from shadowserve_dataplane.errors import (
     ChunkRefused,
     DeadlineExceeded,
     NetworkError,
-    StoreRefused,
 )
-from shadowserve_dataplane.pool import BufferPool
-from shadowserve_dataplane.store.bulk import BulkGetter, BulkRequest
-from shadowserve_dataplane.store.discovery import topology_source
-from shadowserve_dataplane.store.settings import StoreSettings
+from shadowserve_dataplane.store.bulk import BulkRequest
 from shadowserve_dataplane.store.topology import slot_of
-
-SLAB = 1 << 20
-
-
-def key(number: int) -> ChunkKey:
-    return ChunkKey(number.to_bytes(32, "big"))
-
-
-def value(number: int, size: int) -> bytes:
-    return random.Random(number).randbytes(size)
-
-
-def soon() -> Deadline:
-    return Deadline.after(20)
-
-
-def requests(numbers: range | list[int]) -> list[BulkRequest]:
-    return [BulkRequest(number, key(number)) for number in numbers]
-
-
-class Getter:
-    """A bulk getter and its buffers, closed at the end of the test."""
-
-    def __init__(self, settings: StoreSettings, slabs: int = 3) -> None:
-        self.buffers = BufferPool(SLAB, slabs, "test")
-        self.bulk = BulkGetter(settings, topology_source(settings), self.buffers)
-
-    def get(
-        self,
-        wanted: list[BulkRequest] | Iterator[BulkRequest],
-        deadline: Deadline | None = None,
-        cancelled: Callable[[], bool] = lambda: False,
-        sink: RecordingSink | None = None,
-    ) -> RecordingSink:
-        sink = sink or RecordingSink()
-        self.bulk.get(wanted, sink, deadline or soon(), cancelled)
-        assert self.buffers.free == self.buffers.slabs, "every slab came back"
-        return sink
-
-
-@pytest.fixture
-def getter_of() -> Iterator[Callable[..., Getter]]:
-    made: list[Getter] = []
-
-    def make(settings: StoreSettings, slabs: int = 3) -> Getter:
-        made.append(Getter(settings, slabs))
-        return made[-1]
-
-    yield make
-    for getter in made:
-        getter.bulk.close()
-
-
-def fill(server: RedisServer, sizes: dict[int, int]) -> dict[int, bytes]:
-    values = {number: value(number, size) for number, size in sizes.items()}
-    for number, data in values.items():
-        server.admin("SET", store_key(key(number)), data)
-    return values
-
-
-def fill_cluster(cluster: RedisCluster, sizes: dict[int, int]) -> dict[int, bytes]:
-    return {n: v for number, size in sizes.items() for n, v in fill(shard_of(cluster, number), {number: size}).items()}
-
-
-def shard_of(cluster: RedisCluster, number: int) -> RedisServer:
-    return cluster.owner(slot_of(store_key(key(number))))
-
-
-MakeGetter = Callable[..., Getter]
 
 
 def test_values_of_all_sizes_and_missing_ones(redis_standalone: RedisServer, getter_of: MakeGetter) -> None:
@@ -362,62 +288,3 @@ def test_a_mistake_in_the_sink_reaches_the_caller_and_the_getter_works_on(
     with pytest.raises(ZeroDivisionError):
         getter.get(requests(range(4)), sink=sink)
     assert getter.get(requests(range(4))).values == values
-
-
-def test_wrong_password_names_the_setting(store_binary: str, tmp_path: Path, getter_of: MakeGetter) -> None:
-    with RedisServer(tmp_path, password="right") as server:
-        values = fill(server, {0: 1000})
-        for wrong in ("wrong", None):
-            sink = getter_of(server.settings(password=wrong)).get(requests(range(20)))
-            assert {type(error) for error in sink.errors.values()} == {StoreRefused}
-            assert len(sink.errors) == 20
-            assert "password of the store" in str(sink.errors[0])
-        assert getter_of(server.settings()).get(requests(range(1))).values == values
-
-
-def test_the_documented_rights_are_enough_to_read(redis_cluster: RedisCluster, getter_of: MakeGetter) -> None:
-    values = fill_cluster(redis_cluster, dict.fromkeys(range(9), 1000))
-    rights = ["resetkeys", "~shadowserve:*", "resetchannels", "-@all", "+get", "+asking", "+cluster|slots"]
-    for shard in redis_cluster.shards:
-        shard.admin("ACL", "SETUSER", "reader", "reset", "on", ">secret", *rights)
-        shard.admin("ACL", "SETUSER", "nobody", "reset", "on", ">secret", *rights, "-get")
-    assert (
-        getter_of(redis_cluster.settings(username="reader", password="secret")).get(requests(range(9))).values == values
-    )
-    sink = getter_of(redis_cluster.settings(username="nobody", password="secret")).get(requests(range(9)))
-    assert len(sink.errors) == 9
-    assert "rights listed in" in str(sink.errors[0])
-
-
-def test_tls(store_binary: str, tmp_path: Path, certificate: Certificate, getter_of: MakeGetter) -> None:
-    with RedisServer(tmp_path, tls=certificate, password="secret") as server:
-        values = fill(server, {0: 0, 1: 1, 2: 16_384, 3: 500_000, 4: SLAB})
-        getter = getter_of(server.settings())
-        assert getter.get(requests(range(5))).values == values
-        assert getter.get(requests(range(5))).values == values
-
-
-def test_wrong_tls_is_named(store_binary: str, tmp_path: Path, certificate: Certificate, getter_of: MakeGetter) -> None:
-    other = Certificate.make(tmp_path / "other")
-    with RedisServer(tmp_path / "store", tls=certificate) as server:
-        untrusted = getter_of(server.settings(tls=other.client_context())).get(requests(range(3)))
-        assert {type(error) for error in untrusted.errors.values()} == {StoreRefused}
-        assert "certificate is not accepted" in str(untrusted.errors[0])
-        plain = getter_of(server.settings(tls=None)).get(requests(range(3)))
-        assert len(plain.errors) == 3
-        assert "rediss://" in str(plain.errors[0])
-
-
-def test_tls_to_a_store_without_it_is_named(
-    redis_standalone: RedisServer, certificate: Certificate, getter_of: MakeGetter
-) -> None:
-    settings = redis_standalone.settings(tls=certificate.client_context(), connect_timeout=0.1)
-    sink = getter_of(settings).get(requests(range(3)))
-    assert {type(error) for error in sink.errors.values()} == {NetworkError}
-    assert "redis://" in str(sink.errors[0])
-
-
-def test_a_cluster_behind_standalone_settings_is_named(redis_cluster: RedisCluster, getter_of: MakeGetter) -> None:
-    sink = getter_of(redis_cluster.shards[0].settings()).get(requests(range(30)))
-    assert len(sink.order) == 30
-    assert any("topology to Cluster" in str(error) for error in sink.errors.values())

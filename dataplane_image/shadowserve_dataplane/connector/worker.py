@@ -9,7 +9,6 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from shadowserve_dataplane.chunks import ChunkKey, KvShape
@@ -31,6 +30,7 @@ from shadowserve_dataplane.connector.messages import (
 )
 from shadowserve_dataplane.connector.paged_copy import BlockSpan, PagedCopy
 from shadowserve_dataplane.connector.plan import ChunkStore, LoadPlan, StepPlan, StepReport
+from shadowserve_dataplane.connector.session import LandedChunk, Session
 from shadowserve_dataplane.connector.settings import ConnectorSettings
 from shadowserve_dataplane.connector.transfers import EndedLoad, Loads, Stores
 from shadowserve_dataplane.errors import ChunkOutcome
@@ -38,25 +38,6 @@ from shadowserve_dataplane.errors import ChunkOutcome
 _log = logging.getLogger(f"vllm.{__name__}")  # a child of the logger that vLLM has set up
 _DEADLINE_GRACE = 0.05
 """Seconds given to the sidecar's own "deadline" answers before the worker stops waiting by itself."""
-
-
-@dataclass(slots=True)
-class _Session:
-    """A sidecar's buffers; a new session is a new object, so that a copy can tell whether its own is still current."""
-
-    welcome: Welcome
-    landing: MappedBuffer | None
-    staging: MappedBuffer | None
-    free: deque[int]
-    adopted: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _LandedChunk:
-    session: _Session
-    load: int
-    index: int
-    slot: int
 
 
 class WorkerHalf:
@@ -69,7 +50,7 @@ class WorkerHalf:
         self._changed = threading.Condition()
         self._loads = Loads()
         self._stores = Stores()
-        self._landed: deque[_LandedChunk] = deque()
+        self._landed: deque[LandedChunk] = deque()
         self._at_sidecar: dict[int, int] = {}
         self._ended: list[EndedLoad] = []
         self._read: Counter[int] = Counter()
@@ -77,7 +58,7 @@ class WorkerHalf:
         self._dropped: set[int] = set()
         self._counts: Counter[str] = Counter()
         self._said: set[str] = set()
-        self._session: _Session | None = None
+        self._session: Session | None = None
         self._failed_loads: set[int] = set()
         self._failed_blocks: set[int] = set()
         self._copies: ChunkCopies | None = None
@@ -216,7 +197,7 @@ class WorkerHalf:
         landing = None if welcome.landing is None else MappedBuffer.open(welcome.landing, 0)
         staging = None if welcome.staging is None else MappedBuffer.open(welcome.staging, needed)
         with self._changed:
-            self._session = _Session(welcome, landing, staging, deque(staging.slots if staging else ()))
+            self._session = Session(welcome, landing, staging, deque(staging.slots if staging else ()))
             self._changed.notify_all()
 
     def session_lost(self) -> None:
@@ -240,7 +221,7 @@ class WorkerHalf:
                 return
             match message:
                 case Landed(job=load, index=index, slot=slot):
-                    self._landed.append(_LandedChunk(session, load, index, slot))
+                    self._landed.append(LandedChunk(session, load, index, slot))
                 case ChunkFailed(job=load, index=index, outcome=outcome, reason=reason):
                     self._chunk_failed(load, index, outcome, reason)
                 case Stored(slot=slot, outcome=outcome):
@@ -252,7 +233,7 @@ class WorkerHalf:
             self._say_once(f"chunk_{outcome}", "a KV chunk is %s (%s); the engine computes it", outcome, reason)
             self._counts[f"chunk_{outcome}"] += 1
 
-    def _stored(self, session: _Session, slot: int, outcome: str) -> None:
+    def _stored(self, session: Session, slot: int, outcome: str) -> None:
         store = self._at_sidecar.pop(slot, None)
         if store is None:
             return
@@ -290,7 +271,7 @@ class WorkerHalf:
             return partial(self._gather, session, session.free.popleft(), store)
         return None
 
-    def _scatter(self, landed: _LandedChunk) -> None:
+    def _scatter(self, landed: LandedChunk) -> None:
         with self._changed:
             chunk = self._loads.claim(landed.load, landed.index) if landed.session is self._session else None
         outcome = ChunkOutcome.CANCELLED
@@ -305,13 +286,13 @@ class WorkerHalf:
         if current:
             self._client.send(Release(landed.session.welcome.session, landed.load, [landed.slot]))
 
-    def _copied_in(self, landed: _LandedChunk, span: BlockSpan) -> ChunkOutcome:
+    def _copied_in(self, landed: LandedChunk, span: BlockSpan) -> ChunkOutcome:
         landing, copies = landed.session.landing, self._copies
         if landing is None or copies is None:
             return ChunkOutcome.PLACE_ERROR
         return copies.copy_in(landing, landed.slot, span)
 
-    def _gather(self, session: _Session, slot: int, store: ChunkStore) -> None:
+    def _gather(self, session: Session, slot: int, store: ChunkStore) -> None:
         staging, copies = session.staging, self._copies
         copied = staging is not None and copies is not None and copies.copy_out(staging, slot, BlockSpan(store.blocks))
         with self._changed:

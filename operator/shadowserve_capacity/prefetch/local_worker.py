@@ -80,7 +80,9 @@ def main() -> None:
     channel_fd, data_fd, flags_fd = (int(argument) for argument in sys.argv[1:4])
     channel = socket.socket(fileno=channel_fd)
     try:
-        target = unpacked(memoryview(mmap.mmap(data_fd, 0, prot=mmap.PROT_READ)))
+        # mapped with all pages now: faults while the first candidates are evaluated would look like slow workers
+        data = mmap.mmap(data_fd, 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
+        target = unpacked(memoryview(data))
     except Exception as error:  # whatever unpickling runs into: the master says it
         channel.send(REFUSED + repr(error).encode()[: LARGEST_MESSAGE - 1])
         return

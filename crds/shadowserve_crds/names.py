@@ -45,6 +45,8 @@ SIDECAR_METRICS_PORT: Final = 9465
 DATA_PLANE_METRICS_PORT: Final = 9466
 OPERATOR_METRICS_PORT: Final = 9467
 STORE_PORT: Final = 6379
+STORE_BUS_PORT: Final = 16379
+"""Where the servers of a store talk to one another: the port of clients and 10000 (cluster specification)."""
 
 # Nodes.
 DEFAULT_HOST_LABEL: Final = "provisioning.dpu.nvidia.com/host"

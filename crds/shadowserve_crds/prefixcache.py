@@ -124,7 +124,7 @@ class ManagedStore(Section):
     """A Valkey that the operator runs."""
 
     shards: Annotated[int, Field(ge=1, le=64)] = 1
-    """Servers that share the keys; more than one is a cluster. May grow and shrink: what is cached moves along."""
+    """Servers that share the keys, as a cluster. May grow and shrink without a restart: what is cached moves along."""
     replicas_per_shard: Annotated[int, Field(ge=0, le=5)] = 0
     """Copies of every shard, for availability. 0: a lost server loses its part of the cache, and nothing else."""
     memory_per_shard: Quantity = Quantity("1Gi")
@@ -376,7 +376,7 @@ class PrefixCacheCondition(StrEnum):
     """The conditions of a PrefixCache, each with one owner; `Ready` is computed from them."""
 
     STORE_READY = "StoreReady"
-    """All shards answer (reasons: Succeeded, Pending, Unreachable, TopologyMismatch, SecretNotFound)."""
+    """All shards answer (reasons: Succeeded, Pending, Unreachable, TopologyMismatch, SecretNotFound, Error)."""
     DATA_PLANE_READY = "DataPlaneReady"
     """Every data-plane pod serves (reasons: Succeeded, Pending, NoDpuNodeMatches, NotNeeded)."""
     PAIRING_RESOLVED = "PairingResolved"

@@ -1,15 +1,19 @@
-"""What the operator asks of pods directly, past the Kubernetes API: the one place with sockets to data planes.
+"""What the operator asks of pods directly, past the Kubernetes API: data planes and stores.
 
 `tests/fakes.py` has the other implementation. Nobody may be asked for long: a reconcile waits for the answers.
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import aiohttp
 
 from shadowserve_operator.desired.round_trip import Answer, Plane, Word
+from shadowserve_operator.desired.shard_views import Member
+from shadowserve_operator.desired.sharding import StoreSeen, Wish
+from shadowserve_operator.store_admin import Access, StoreTrouble, shard
 
 _CONNECT_SECONDS = 1.0
 _ANSWER_SECONDS = 5.0
@@ -25,6 +29,9 @@ class Network(Protocol):
     async def round_trips(self, planes: Sequence[Plane], change: str) -> list[Answer]:
         """Return what these data planes say of a round trip after `change`, in that order; raises nothing."""
 
+    async def shards(self, members: Sequence[Member], access: Access, wish: Wish, seconds: float) -> StoreSeen:
+        """Bring the servers of a store closer to what is wished, for that time, 0 = only look; raises nothing."""
+
 
 class PodNetwork:
     """The real one."""
@@ -37,6 +44,14 @@ class PodNetwork:
         connector = aiohttp.TCPConnector(limit=_AT_ONCE)
         async with aiohttp.ClientSession(timeout=limits, connector=connector) as session:
             return list(await asyncio.gather(*(_asked(session, plane, change) for plane in planes)))
+
+    async def shards(self, members: Sequence[Member], access: Access, wish: Wish, seconds: float) -> StoreSeen:
+        """See `Network`."""
+        try:
+            return await shard(members, access, wish, seconds)
+        except StoreTrouble as trouble:
+            seen = await shard(members, access, wish, 0.0)
+            return replace(seen, trouble=str(trouble))
 
 
 async def _asked(session: aiohttp.ClientSession, plane: Plane, change: str) -> Answer:

@@ -20,7 +20,6 @@ from shadowserve_operator.pool_reconcile import desired_pool
 from shadowserve_operator.pool_status import PoolFacts, next_pool_status
 from shadowserve_operator.reconcile import desired_objects
 from shadowserve_operator.settings import OperatorSettings
-from shadowserve_operator.status import unsupported_store
 
 Document = dict[str, Any]
 
@@ -58,8 +57,7 @@ def _lines(document: Document, caches: list[PrefixCache], settings: OperatorSett
             cache = PrefixCache.parse(document)
             caches.append(cache)
             plan = plan_changes(desired_objects(cache, Snapshot(children={}), settings, now).manifests, ())
-            problem = unsupported_store(cache)
-            return _told(f"PrefixCache {cache.namespace}/{cache.name}", plan, [problem] if problem else [])
+            return _told(f"PrefixCache {cache.namespace}/{cache.name}", plan, [])
         case InferencePool.kind_name:
             return _pool_lines(InferencePool.parse(document), caches, settings, now)
     return [f"{document.get('kind')}: nothing of the operator's"]

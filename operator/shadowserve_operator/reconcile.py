@@ -31,16 +31,18 @@ from shadowserve_operator.observe import Snapshot, observe, with_namesakes
 from shadowserve_operator.pki import fresh_values
 from shadowserve_operator.plan import Plan, plan_changes
 from shadowserve_operator.settings import OperatorSettings
+from shadowserve_operator.shards import Shards
 from shadowserve_operator.status import (
     Facts,
     binding_status,
     next_status,
     settled,
     store_name,
-    unsupported_store,
 )
 from shadowserve_operator.telling import tell_invalid, tell_status
 
+_SHARDING_SECONDS = 5.0
+"""So long a reconcile may move slots; then it looks again whether engines need it more."""
 _log = logging.getLogger(__name__)
 Clock = Callable[[], datetime]
 
@@ -84,7 +86,9 @@ async def reconcile_prefixcache(
         return Result()
     now = clock()
     snapshot = await observe(cluster, cache, settings.namespaces)
-    desired = desired_objects(cache, snapshot, settings, now)
+    shards = Shards.of(cache, snapshot)
+    seen = await shards.bring(network, 0.0)
+    desired = desired_objects(cache, snapshot, settings, now, seen.plan.servers)
     pairings = _pairings(snapshot)
     wanted = [*desired.manifests, *_bindings(pairings, snapshot.bindings)]
     known = {**snapshot.children, **{ref_of(binding): binding for binding in snapshot.binding_bodies}}
@@ -97,9 +101,11 @@ async def reconcile_prefixcache(
     assignments = assign(snapshot.engines, pairing, snapshot.planes or {}, order, now)
     told = await _tell_pods(cluster, namespace, assignments)
     told += await _tell_bindings(cluster, snapshot, _spoken_for(cache, pairings), now)
+    if seen.plan.steps or seen.plan.waiting:
+        seen = await shards.bring(network, _SHARDING_SECONDS)
     facts = _facts(cache, snapshot, desired, (pairing, assignments), (plan, outcome))
-    answers = await network.round_trips(_whom_to_ask(snapshot), _change(cache, snapshot))
-    status = next_status(cache, replace(facts, round_trips=tuple(answers)), now)
+    answers = await network.round_trips(_whom_to_ask(snapshot), _change(cache, snapshot, seen.layout))
+    status = next_status(cache, replace(facts, round_trips=tuple(answers), shards=seen), now)
     told += await tell_status(cluster, cache, body, status, now)
     return Result(outcome.writes + told, settled(status) and not outcome.writes, status)
 
@@ -123,8 +129,13 @@ async def forget_prefixcache(cluster: Cluster, namespace: str, name: str, settin
     return written + (await apply(cluster, plan)).writes
 
 
-def desired_objects(cache: PrefixCache, snapshot: Snapshot, settings: OperatorSettings, now: datetime) -> Desired:
-    """Return everything that should exist for the cache, in the order in which it is made."""
+def desired_objects(
+    cache: PrefixCache, snapshot: Snapshot, settings: OperatorSettings, now: datetime, servers: int = 0
+) -> Desired:
+    """Return everything that should exist for the cache, in the order in which it is made.
+
+    `servers` is how many servers the store must have at least: those that still have slots stay.
+    """
     stored = _data(snapshot, secret_name(cache)) | _data(snapshot, admin_secret_name(cache))
     values = SecretValues.read(stored, fresh_values())
     named = snapshot.secrets or {}
@@ -134,8 +145,7 @@ def desired_objects(cache: PrefixCache, snapshot: Snapshot, settings: OperatorSe
         values, more, missing = _external(cache, named, values)
     identities = Identities.read(cache, {ref.name: body for ref, body in snapshot.children.items()}, now)
     manifests = [*secret_manifests(cache, values, more), *identities.manifests(cache, now), config_map(cache)]
-    if unsupported_store(cache) is None:
-        manifests += store_objects(cache, settings)
+    manifests += store_objects(cache, settings, servers)
     manifests += dataplane_objects(cache, settings)
     return Desired(manifests, identities.existing, expired(identities.existing, now), tuple(missing))
 
@@ -207,9 +217,9 @@ def _whom_to_ask(snapshot: Snapshot) -> list[Plane]:
     ]
 
 
-def _change(cache: PrefixCache, snapshot: Snapshot) -> str:
+def _change(cache: PrefixCache, snapshot: Snapshot, layout: str) -> str:
     secrets = [body for ref, body in snapshot.children.items() if ref.kind == SECRET]
-    return change_of(cache, snapshot.store_pods, secrets)
+    return change_of(cache, snapshot.store_pods, secrets, layout)
 
 
 async def _tell_pods(cluster: Cluster, namespace: str, assignments: tuple[Assignment, ...]) -> int:

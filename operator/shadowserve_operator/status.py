@@ -1,9 +1,10 @@
 """What a PrefixCache's status says: a pure function of what is and what was just done. One function a condition."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
+from shadowserve_crds import names
 from shadowserve_crds.conditions import READY, Condition, ConditionStatus, Reason, condition, merged, summary
 from shadowserve_crds.dpubinding import DPUBinding, DPUBindingCondition, DPUBindingStatus
 from shadowserve_crds.inferencepool import InferencePoolStatus
@@ -21,10 +22,12 @@ from shadowserve_operator.desired.assignment import Assignment, DataPlane
 from shadowserve_operator.desired.config import sidecar_config, store_service_name
 from shadowserve_operator.desired.pairing import Node, Pairing
 from shadowserve_operator.desired.round_trip import Answer, round_trip_condition
-from shadowserve_operator.desired.store import managed_store
+from shadowserve_operator.desired.sharding import ShardPlan, StoreSeen
+from shadowserve_operator.desired.store import managed_store, servers_wanted
 from shadowserve_operator.kinds import Json
 
 _MOST_HOSTS = 20
+_MOST_SERVERS = 3
 _OF_STORE = ("StatefulSet", "Service", "ConfigMap", "PodDisruptionBudget")
 
 
@@ -44,6 +47,7 @@ class Facts:
     certificates: int = 0
     obstacles: tuple[str, ...] = ()
     round_trips: tuple[Answer, ...] = ()
+    shards: StoreSeen = field(default_factory=lambda: StoreSeen(ShardPlan()))
 
 
 def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheStatus:
@@ -136,27 +140,22 @@ def _store_ready(cache: PrefixCache, facts: Facts) -> Condition:
         if silent:
             return condition(kind, False, "Unreachable", f"nothing answers at {', '.join(silent)}")
         return condition(kind, True, Reason.SUCCEEDED, "every endpoint of the external store answers")
-    if (problem := unsupported_store(cache)) is not None:
-        return condition(kind, False, Reason.FAILED, problem)
     stuck = _obstacles(facts, *_OF_STORE)
     if stuck:
         return condition(kind, False, Reason.ERROR, stuck)
-    wanted = _servers(cache)
-    ready = _ready_servers(facts.store)
+    managed = managed_store(cache)
+    wanted, ready = servers_wanted(managed), _number(facts.store, "readyReplicas")
     if ready < wanted:
         return condition(kind, False, Reason.PENDING, f"{ready} of {wanted} store servers are ready")
-    return condition(kind, True, Reason.SUCCEEDED, f"{ready} of {wanted} store servers are ready")
-
-
-def unsupported_store(cache: PrefixCache) -> str | None:
-    """Return what this version cannot build, in words; None when it can."""
-    managed = managed_store(cache)
-    if cache.spec.store.type is StoreType.MANAGED and (managed.shards > 1 or managed.replicas_per_shard):
-        return (
-            "this version runs managed stores of one server only: set store.managed.shards to 1 and "
-            "replicasPerShard to 0, or use an external cluster"
-        )
-    return None
+    if facts.shards.silent:
+        told = "; ".join(sorted(facts.shards.silent.values())[:_MOST_SERVERS])
+        message = f"the operator cannot administer {told}; it has to reach port {names.STORE_PORT} of every server"
+        return condition(kind, False, "Unreachable", message)
+    if facts.shards.trouble:
+        return condition(kind, False, Reason.ERROR, facts.shards.trouble)
+    if facts.shards.plan.waiting:
+        return condition(kind, False, Reason.PENDING, facts.shards.plan.waiting)
+    return condition(kind, True, Reason.SUCCEEDED, f"{managed.shards} of {managed.shards} shards serve")
 
 
 def _data_plane_ready(cache: PrefixCache, facts: Facts) -> Condition:
@@ -214,16 +213,7 @@ def _store_status(cache: PrefixCache, facts: Facts) -> StoreStatus:
         answers = list((facts.reachable or {}).values())
         return StoreStatus(shards=len(answers), ready_shards=sum(answers), endpoint=endpoint)
     wanted = managed_store(cache).shards
-    return StoreStatus(shards=wanted, ready_shards=min(wanted, _ready_servers(facts.store)), endpoint=endpoint)
-
-
-def _servers(cache: PrefixCache) -> int:
-    managed = managed_store(cache)
-    return managed.shards * (1 + managed.replicas_per_shard)
-
-
-def _ready_servers(stateful_set: Json | None) -> int:
-    return _number(stateful_set, "readyReplicas")
+    return StoreStatus(shards=wanted, ready_shards=min(wanted, facts.shards.plan.serving), endpoint=endpoint)
 
 
 def _number(workload: Json | None, field: str) -> int:

@@ -12,8 +12,11 @@ from typing import Any
 
 from shadowserve_operator.cluster import checked
 from shadowserve_operator.desired.round_trip import Answer, Plane, Word
+from shadowserve_operator.desired.shard_views import Member
+from shadowserve_operator.desired.sharding import ShardPlan, StoreSeen, Wish
 from shadowserve_operator.errors import Conflict, Refused
 from shadowserve_operator.kinds import EVENT, Json, Kind, Ref, ref_of
+from shadowserve_operator.store_admin import Access
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 WRITES = ("apply", "delete", "write_status", "annotate", "create_event")
@@ -157,12 +160,23 @@ def _forget(body: Json, before: Mapping[str, Any], manifest: Mapping[str, Any]) 
 
 
 class FakeNetwork:
-    """Implements `Network`. Data planes say what `said` has under their address, and `Verified` otherwise."""
+    """Implements `Network`. Data planes say what `said` has under their address, and `Verified` otherwise.
+
+    The store is as it should be, unless `store` says otherwise.
+    """
 
     def __init__(self) -> None:
         self.said: dict[str, tuple[Word, str, str]] = {}
         self.changes: list[str] = []
+        self.store: StoreSeen | None = None
+        self.servers: list[tuple[int, Wish]] = []
 
     async def round_trips(self, planes: Sequence[Plane], change: str) -> list[Answer]:
         self.changes.append(change)
         return [Answer(plane, *self.said.get(plane.address, (Word.VERIFIED, "", ""))) for plane in planes]
+
+    async def shards(self, members: Sequence[Member], access: Access, wish: Wish, seconds: float) -> StoreSeen:
+        self.servers.append((len(members), wish))
+        if self.store is not None:
+            return self.store
+        return StoreSeen(ShardPlan(servers=wish.servers, serving=wish.shards), layout="settled")

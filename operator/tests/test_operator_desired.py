@@ -183,7 +183,7 @@ def test_a_data_plane_gets_what_was_asked_for_requests_equal_to_limits() -> None
 @pytest.mark.parametrize(
     ("spec", "topology", "user"),
     [
-        ({"security": {"transport": "Plaintext"}}, Topology.STANDALONE, "shadowserve-sidecar"),
+        ({"security": {"transport": "Plaintext"}}, Topology.CLUSTER, "shadowserve-sidecar"),
         ({"store": EXTERNAL}, Topology.CLUSTER, None),
         ({"store": {"managed": {"shards": 2}}}, Topology.CLUSTER, "shadowserve-sidecar"),
     ],

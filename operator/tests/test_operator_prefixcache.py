@@ -11,6 +11,7 @@ from fakes import FakeCluster, FakeNetwork, Killed
 from shadowserve_crds import names
 from shadowserve_dataplane.sidecar.settings import parse_config
 from shadowserve_operator.desired.round_trip import Word
+from shadowserve_operator.desired.sharding import ShardPlan, StoreSeen
 from shadowserve_operator.kinds import (
     CONFIG_MAP,
     DAEMON_SET,
@@ -92,8 +93,16 @@ async def until_quiet(cluster: FakeCluster, now: datetime = NOW, network: FakeNe
     raise AssertionError(f"still writing: {cluster.writes[-5:]}")
 
 
+def server(number: int = 0, restarts: int = 0) -> Json:
+    labels = {names.CACHE_LABEL: "kv", names.COMPONENT_LABEL: "store"}
+    metadata = {"name": f"kv-store-{number}", "namespace": "default", "labels": labels}
+    status = {"podIP": f"10.2.0.{number}", "containerStatuses": [{"restartCount": restarts}]}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {}, "status": status}
+
+
 def become_ready(cluster: FakeCluster) -> None:
     """Do what Kubernetes' controllers would."""
+    cluster.put(server())
     cluster.objects[Ref(STATEFUL_SET, "default", "kv-store")]["status"] = {"readyReplicas": 1}
     cluster.objects[Ref(DAEMON_SET, "default", "kv-data-plane")]["status"] = {"desiredNumberScheduled": 1}
     cluster.put(plane("card-0"))
@@ -273,18 +282,64 @@ async def test_every_change_of_what_a_round_trip_depends_on_asks_for_another_one
     calm = network.changes[-1]
     await reconcile(cluster, NOW, network)
     assert network.changes[-1] == calm
-    labels = {names.CACHE_LABEL: "kv", names.COMPONENT_LABEL: "store"}
-    store = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "kv-store-0", "namespace": "default"}}
-    store["metadata"] |= {"labels": labels}  # type: ignore[operator]
-    cluster.put(store | {"spec": {}, "status": {}})
+    cluster.put(server())
     await reconcile(cluster, NOW, network)
-    cluster.put(store | {"spec": {}, "status": {"containerStatuses": [{"restartCount": 1}]}})
+    cluster.put(server(restarts=1))
     await reconcile(cluster, NOW, network)
     await until_quiet(cluster, NOW + timedelta(days=61), network)
     cluster.put(cache(codec={"tier": "High"}))
     await reconcile(cluster, NOW, network)
     seen = list(dict.fromkeys(network.changes))
     assert len(seen) >= 5
+
+
+def sharded(shards: int) -> Json:
+    return cache(store={"managed": {"shards": shards}})
+
+
+def servers(cluster: FakeCluster) -> int:
+    return int(cluster.objects[Ref(STATEFUL_SET, "default", "kv-store")]["spec"]["replicas"])
+
+
+async def test_servers_that_still_have_slots_stay_until_these_have_moved() -> None:
+    cluster, network = a_cluster(), FakeNetwork()
+    cluster.put(sharded(4))
+    await until_quiet(cluster, network=network)
+    for number in range(4):
+        cluster.put(server(number))
+    become_ready(cluster)
+    cluster.objects[Ref(STATEFUL_SET, "default", "kv-store")]["status"] = {"readyReplicas": 4}
+    await until_quiet(cluster, network=network)
+    assert conditions(cluster)["StoreReady"] == ("True", "Succeeded")
+    cluster.put(sharded(2))
+    network.store = StoreSeen(ShardPlan((), "8192 slots move to other shards", 4, 4))
+    assert not (await until_quiet(cluster, network=network)).settled
+    assert servers(cluster) == 4
+    assert message(cluster, "StoreReady") == "8192 slots move to other shards"
+    network.store = None
+    await until_quiet(cluster, network=network)
+    assert servers(cluster) == 2
+    assert cluster.objects[CACHE]["status"]["store"]["readyShards"] == 2
+
+
+async def test_a_store_that_the_operator_cannot_reach_is_named_with_the_port() -> None:
+    cluster, network = a_cluster(), FakeNetwork()
+    await until_quiet(cluster)
+    become_ready(cluster)
+    silent = {"kv-store-0": "kv-store-0 at 10.2.0.0: no answer in time"}
+    network.store = StoreSeen(ShardPlan((), "0 of 1 store servers answer", 1), silent)
+    await until_quiet(cluster, network=network)
+    assert conditions(cluster)["StoreReady"] == ("False", "Unreachable")
+    assert "kv-store-0 at 10.2.0.0: no answer in time; it has to reach port 6379" in message(cluster, "StoreReady")
+
+
+async def test_a_change_of_shards_restarts_no_server() -> None:
+    cluster = a_cluster()
+    await until_quiet(cluster)
+    before = cluster.objects[Ref(STATEFUL_SET, "default", "kv-store")]["spec"]["template"]
+    cluster.put(sharded(3))
+    await until_quiet(cluster)
+    assert cluster.objects[Ref(STATEFUL_SET, "default", "kv-store")]["spec"]["template"] == before
 
 
 async def test_without_cards_the_host_serves() -> None:

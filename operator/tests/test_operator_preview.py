@@ -22,12 +22,6 @@ def test_every_object_is_listed_with_its_reason() -> None:
     assert "  create DaemonSet kv-data-plane: it does not exist" in lines
 
 
-def test_what_is_not_possible_is_said() -> None:
-    assert "not possible: this version runs managed stores of one server only" in plan(
-        HEAD + "spec: {store: {managed: {shards: 3}}}\n"
-    )
-
-
 def test_what_cannot_be_parsed_is_refused_in_words() -> None:
     assert "refused: PrefixCache kv: spec.codec.tier" in plan(HEAD + "spec: {codec: {tier: Huge}}\n")
     with pytest.raises(SettingsError, match="not YAML"):

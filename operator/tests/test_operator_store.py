@@ -59,9 +59,12 @@ class Rendered:
 
 
 def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    while True:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = int(free.getsockname()[1])
+        if port < 50_000:  # the servers' own port is 10000 above
+            return port
 
 
 @pytest.fixture(params=["MutualTLS", "Plaintext"])
@@ -103,10 +106,21 @@ def store(rendered: Rendered) -> Iterator[Rendered]:
                 break
         else:
             pytest.fail("the store does not take what was rendered")
+        _form(rendered)
         yield rendered
     finally:
         process.terminate()
         process.communicate(timeout=10)
+
+
+def _form(store: Rendered) -> None:
+    """Give the server all slots, as the operator does."""
+    password = (store.folder / "kv-store-users/admin-password").read_text()
+    assert "OK" in _run(store, "shadowserve-operator", password, "CLUSTER", "ADDSLOTSRANGE", "0", "16383")
+    end = time.monotonic() + 20
+    while "cluster_state:ok" not in _run(store, "shadowserve-operator", password, "CLUSTER", "INFO"):
+        assert time.monotonic() < end, "the cluster is not formed"
+        time.sleep(0.05)
 
 
 async def test_a_sidecar_stores_and_finds(store: Rendered) -> None:

@@ -115,11 +115,9 @@ def store_section(cache: PrefixCache) -> Json:
             authority = {"authorityFile": f"{names.SECRETS_FOLDER}/store-ca.crt"}
             section["tls"] = authority if external.tls.ca_secret_ref else {}
         return section
-    shards = store.managed.shards if store.managed is not None else 1
-    topology = StoreTopology.CLUSTER if shards > 1 else StoreTopology.STANDALONE
     section = {
         "endpoints": [f"{store_service_name(cache)}.{cache.namespace}.svc:{names.STORE_PORT}"],
-        "topology": str(topology),
+        "topology": str(StoreTopology.CLUSTER),  # of one shard, too: growing changes no client
         "username": sidecar_user(),
         "passwordFile": f"{names.SECRETS_FOLDER}/store-password",
     }

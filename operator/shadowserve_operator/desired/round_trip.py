@@ -43,11 +43,14 @@ class Answer:
     detail: str = ""
 
 
-def change_of(cache: PrefixCache, store_pods: Sequence[Json], secrets: Sequence[Json]) -> str:
-    """Return a name for how things are now: another one means that round trips have to be made again."""
+def change_of(cache: PrefixCache, store_pods: Sequence[Json], secrets: Sequence[Json], layout: str) -> str:
+    """Return a name for how things are now: another one means that round trips have to be made again.
+
+    `layout` names who has which slot of the store.
+    """
     pods = [(pod["metadata"]["uid"], _restarts(pod)) for pod in store_pods]
     contents = [(secret["metadata"]["name"], secret.get("data")) for secret in secrets]
-    return digest([cache.spec.dump(), sorted(pods), sorted(contents, key=lambda each: str(each[0]))])
+    return digest([cache.spec.dump(), layout, sorted(pods), sorted(contents, key=lambda each: str(each[0]))])
 
 
 def round_trip_condition(cache: PrefixCache, answers: Sequence[Answer]) -> Condition:

@@ -44,7 +44,11 @@ def secret_manifests(cache: PrefixCache, values: SecretValues, more: Mapping[str
     shared = {"store-password": values.sidecar_password.encode(), "salt": values.salt, **(more or {})}
     bodies = [_secret(cache, secret_name(cache), shared)]
     if cache.spec.store.type is StoreType.MANAGED:
-        private = {"admin-password": values.admin_password.encode(), "users.acl": access_list(values).encode()}
+        private = {
+            "admin-password": values.admin_password.encode(),
+            "users.acl": access_list(values).encode(),
+            "replication.conf": f"masteruser {ADMIN_USER}\nmasterauth {values.admin_password}\n".encode(),
+        }
         bodies.append(_secret(cache, admin_secret_name(cache), private))
     return [rendered(cache, body) for body in bodies]
 

@@ -18,8 +18,11 @@ _USER = 999
 _RENEWAL_SECONDS = 30
 
 
-def store_objects(cache: PrefixCache, settings: OperatorSettings) -> list[Json]:
-    """Return everything of the managed store; nothing for an external one."""
+def store_objects(cache: PrefixCache, settings: OperatorSettings, servers: int | None = None) -> list[Json]:
+    """Return everything of the managed store; nothing for an external one.
+
+    `servers` is how many there have to be now, if that is more than the cache asks for: some still have slots.
+    """
     if cache.spec.store.type is not StoreType.MANAGED:
         return []
     managed = managed_store(cache)
@@ -27,7 +30,7 @@ def store_objects(cache: PrefixCache, settings: OperatorSettings) -> list[Json]:
         _configuration(cache, managed),
         _headless_service(cache),
         _client_service(cache),
-        _stateful_set(cache, managed, settings),
+        _stateful_set(cache, managed, settings, max(servers or 0, servers_wanted(managed))),
     ]
     if managed.shards > 1 or managed.replicas_per_shard:
         bodies.append(_disruption_budget(cache))
@@ -39,8 +42,18 @@ def managed_store(cache: PrefixCache) -> ManagedStore:
     return cache.spec.store.managed or ManagedStore()
 
 
+def servers_wanted(managed: ManagedStore) -> int:
+    """Return how many servers the store is to have."""
+    return managed.shards * (1 + managed.replicas_per_shard)
+
+
+def member_host(cache: PrefixCache, pod: str) -> str:
+    """Return the name of one server, as DNS and its certificate have it."""
+    return f"{pod}.{store_service_name(cache)}-members.{cache.namespace}.svc"
+
+
 def configuration_text(cache: PrefixCache, managed: ManagedStore) -> str:
-    """Return valkey.conf."""
+    """Return valkey.conf. It does not depend on the number of shards: a change would restart all servers, empty."""
     lines = [
         f"port {0 if _encrypted(cache) else names.STORE_PORT}",
         f"maxmemory {int(managed.memory_per_shard)}",
@@ -49,6 +62,13 @@ def configuration_text(cache: PrefixCache, managed: ManagedStore) -> str:
         'save ""',
         f"appendonly {'yes' if managed.storage else 'no'}",
         f"aclfile {_SECRETS_FOLDER}/users.acl",
+        f"include {_SECRETS_FOLDER}/replication.conf",
+        "cluster-enabled yes",
+        "cluster-config-file nodes.conf",
+        "cluster-node-timeout 5000",
+        "cluster-require-full-coverage no",  # a lost shard loses its part of the cache, and nothing else
+        "cluster-allow-replica-migration no",  # who follows whom is the operator's plan
+        "cluster-preferred-endpoint-type hostname",
     ]
     if _encrypted(cache):
         lines += [
@@ -57,10 +77,9 @@ def configuration_text(cache: PrefixCache, managed: ManagedStore) -> str:
             f"tls-key-file {names.TLS_FOLDER}/tls.key",
             f"tls-ca-cert-file {names.TLS_FOLDER}/ca.crt",
             "tls-auth-clients yes",
+            "tls-cluster yes",
+            "tls-replication yes",
         ]
-    if managed.shards > 1:
-        lines += ["cluster-enabled yes", "cluster-config-file nodes.conf", "cluster-preferred-endpoint-type hostname"]
-        lines += ["tls-cluster yes"] if _encrypted(cache) else []
     return "\n".join(lines) + "\n"
 
 
@@ -102,7 +121,7 @@ def _disruption_budget(cache: PrefixCache) -> Json:
     }
 
 
-def _stateful_set(cache: PrefixCache, managed: ManagedStore, settings: OperatorSettings) -> Json:
+def _stateful_set(cache: PrefixCache, managed: ManagedStore, settings: OperatorSettings, servers: int) -> Json:
     selector = selector_of(cache.name, STORE)
     # a change of the configuration has to restart the server: Valkey reads it once
     restart = {"shadowserve.io/configuration": digest(configuration_text(cache, managed))}
@@ -111,7 +130,7 @@ def _stateful_set(cache: PrefixCache, managed: ManagedStore, settings: OperatorS
         "spec": _pod(cache, managed, settings),
     }
     spec: Json = {
-        "replicas": managed.shards * (1 + managed.replicas_per_shard),
+        "replicas": servers,
         "serviceName": f"{store_service_name(cache)}-members",
         "podManagementPolicy": "Parallel",
         "selector": {"matchLabels": selector},
@@ -153,8 +172,15 @@ def _pod(cache: PrefixCache, managed: ManagedStore, settings: OperatorSettings) 
     container = {
         "name": "valkey",
         "image": managed.image or settings.store_image,
-        "command": ["valkey-server", f"{_CONFIG_FOLDER}/valkey.conf"],
-        "ports": [{"name": "valkey", "containerPort": names.STORE_PORT}],
+        "command": [
+            *("valkey-server", f"{_CONFIG_FOLDER}/valkey.conf"),
+            *("--cluster-announce-ip", "$(POD_IP)", "--cluster-announce-hostname", member_host(cache, "$(POD_NAME)")),
+        ],
+        "env": [_about_pod("POD_IP", "status.podIP"), _about_pod("POD_NAME", "metadata.name")],
+        "ports": [
+            {"name": "valkey", "containerPort": names.STORE_PORT},
+            {"name": "bus", "containerPort": names.STORE_BUS_PORT},
+        ],
         "readinessProbe": {"tcpSocket": {"port": "valkey"}, "periodSeconds": 5, "timeoutSeconds": 2},
         "resources": fixed(amounts),
         "securityContext": restricted(_USER),
@@ -168,6 +194,10 @@ def _pod(cache: PrefixCache, managed: ManagedStore, settings: OperatorSettings) 
         "securityContext": {"fsGroup": _USER},
         "volumes": volumes,
     }
+
+
+def _about_pod(name: str, path: str) -> Json:
+    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
 def renewal_script(client: str, seconds: int) -> str:

@@ -8,7 +8,7 @@ API_STORIES := crds rendered admission operator manifests rights images cli
 STACK := $(LAB) run --with store --with dev --with engine --with model
 BENCH := $(STACK) --with kv python dataplane_image/bench/run.py
 
-.PHONY: help setup check test unit engine-test cluster-test image-test soak demo-local generate format bench bench-quick bench-operator clean
+.PHONY: help setup check test unit engine-test cluster-test image-test soak demo-local generate format bench bench-quick bench-capacity bench-operator clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ bench-quick: ## The same with fewer samples, in under ten minutes
 
 bench-%: ## One of them: make bench-pipeline, bench-codec, ... ARGS="-- --help" shows its options
 	@$(BENCH) $* $(ARGS)
+
+bench-capacity: ## Prefetching: the paper's table in simulated time, and real processes on the cores there are
+	@$(DEV) python operator/bench/prefetch.py $(ARGS)
 
 bench-operator: ## Two hundred pools on a real API server: until they are told of, memory, writes afterwards
 	@$(DEV) python e2e_tests/bench_operator_pools.py $(ARGS)

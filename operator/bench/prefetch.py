@@ -1,0 +1,153 @@
+"""What prefetching gains: the paper's table in simulated time, and real processes on the cores there are.
+
+Every figure is a JSON line; then a table of all that has a goal. Serial loop, naive prefetching, the paper's method,
+ours without and with shared evaluations, and plain data parallelism run on the same chain, and every chain is compared
+with the serial one, byte by byte.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_variable] = "1"
+_REPOSITORY = Path(__file__).parents[2]
+sys.path[:0] = [str(_REPOSITORY / part) for part in ("operator", "dataplane_image/bench")]
+
+import real  # noqa: E402
+import simulated  # noqa: E402
+from results import Goal, Result, at_least, at_most, emit  # noqa: E402
+
+from shadowserve_capacity.problems.named import PAPER_SIZES, Named  # noqa: E402
+
+_PUBLISHED = {
+    ("burn-in", 16): 6.1, ("burn-in", 32): 9.6, ("burn-in", 64): 16.8,
+    ("stationary", 16): 3.9, ("stationary", 32): 4.0, ("stationary", 64): 4.9,
+}  # fmt: skip
+"""Angelino et al., mixture: whole burn-in; speed between iterations 24,000 and 50,000."""
+_SEED = 1
+
+
+class Table:
+    """Collects figures; prints each as a JSON line, and those with a goal as a table at the end."""
+
+    def __init__(self) -> None:
+        self._rows: list[Result] = []
+
+    def figure(self, case: str, metric: str, value: float, goal: Goal | None = None, **parameters: object) -> None:
+        """Print one figure."""
+        result = Result("prefetch", case, metric, [value], "x", goal, "serial loop", parameters)
+        emit(result)
+        self._rows.append(result)
+
+    def show(self) -> None:
+        """Print the table on stderr."""
+        print(f"\n{'case':38} {'figure':34} {'seen':>8} {'goal':>10}  verdict", file=sys.stderr)
+        for row in self._rows:
+            if row.goal is None:
+                continue
+            bound = row.goal.bound
+            verdict = "kept" if row.holds else f"missed by {abs(row.value - bound) / abs(bound):.0%}"
+            red, plain = ("\033[31m", "\033[0m") if not row.holds and sys.stderr.isatty() else ("", "")
+            line = f"{row.case:38} {row.metric:34} {row.value:8.3g} {row.goal!s:>10}  {verdict}"
+            print(f"{red}{line}{plain}", file=sys.stderr)
+
+
+def _simulated(table: Table, pool: ProcessPoolExecutor, options: argparse.Namespace) -> None:
+    mixture = Named("mixture", options.simulated_size, _SEED)
+    others = [Named(name, options.simulated_size, _SEED) for name in ("lasso", "logistic")]
+    burning = pool.submit(simulated.burn_in, mixture, options.longest)
+    settled = [pool.submit(simulated.settled, named, options.measured) for named in (mixture, *others)]
+    length, stretches = burning.result()
+    table.figure("mixture", "transient", length, unit="iterations", size=mixture.size)
+    asked = [("mixture", "burn-in", stretches)]
+    asked += [
+        (named.name, "stationary", [one.result()]) for named, one in zip((mixture, *others), settled, strict=True)
+    ]
+    seen: dict[tuple[str, str, str, int], float] = {}
+    for speed in simulated.speeds(pool, asked, options.workers):
+        key = (speed.problem, speed.phase, speed.method, speed.workers)
+        seen[key] = speed.serial / speed.seconds
+        case = f"{speed.problem}, {speed.phase}, {speed.workers} simulated"
+        table.figure(case, f"speed-up, {speed.method}", seen[key], _simulated_goal(*key))
+    _against_the_paper(table, seen)
+
+
+def _simulated_goal(problem: str, phase: str, method: str, workers: int) -> Goal | None:
+    if method not in ("surrogate", "hybrid") or workers != 16:
+        return None
+    if problem == "mixture":
+        return at_least(0.75 * 16) if phase == "burn-in" else None
+    return at_least(8.0)
+
+
+def _against_the_paper(table: Table, seen: dict[tuple[str, str, str, int], float]) -> None:
+    for (phase, workers), published in _PUBLISHED.items():
+        paper = seen.get(("mixture", phase, "paper", workers))
+        if paper is None:
+            continue
+        case = f"mixture, {phase}, {workers} simulated"
+        table.figure(case, "its predictor, off the published", abs(paper / published - 1.0), at_most(0.20))
+        for method in ("surrogate", "hybrid"):
+            ours = seen["mixture", phase, method, workers]
+            goal = at_least(2.0) if phase == "stationary" and workers in (16, 64) else None
+            table.figure(case, f"{method} / published", ours / published, goal)
+            table.figure(case, f"{method} / its predictor, simulated", ours / paper, goal)
+
+
+def _real(table: Table, options: argparse.Namespace) -> None:
+    named = Named("mixture", options.size, _SEED, options.batches)
+    workers = options.processes or real.cores()
+    phases = real.phases(named, options.iterations)
+    limit = real.ceiling(phases[0].problem, workers)
+    case = f"mixture, N = {options.size}, {workers} processes"
+    table.figure(case, "ceiling: independent processes", limit, cores=real.cores())
+    for phase in phases:
+        for speed in real.speeds(phase, workers):
+            value = speed.serial / speed.seconds
+            parameters = {
+                "serial_seconds": speed.serial, "seconds": speed.seconds, "useful": speed.useful,
+                "wasted": speed.wasted, "idle": speed.idle, "split": speed.split, "master_cpu": speed.master,
+                "iterations": options.iterations, "batches": options.batches, "cores": real.cores(),
+            }  # fmt: skip
+            where = f"{case}, {phase.name}"
+            table.figure(
+                where, f"speed-up, {speed.method}", value, _real_goal(workers, phase.name, speed.method), **parameters
+            )
+            table.figure(where, f"of the ceiling, {speed.method}", value / limit)
+
+
+def _real_goal(workers: int, phase: str, method: str) -> Goal | None:
+    if workers != 16 or method != "hybrid":
+        return None
+    return at_least(12.0) if phase == "burn-in" else at_least(8.0)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run; returns the exit code: 0, goals kept or not."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=("simulated", "real"), help="one half of it")
+    parser.add_argument("--workers", type=int, nargs="+", default=[16, 32, 64], help="simulated workers")
+    parser.add_argument("--simulated-size", type=int, default=20_000, help="data in simulated runs")
+    parser.add_argument("--longest", type=int, default=6000, help="iterations in which the transient must end")
+    parser.add_argument("--measured", type=int, default=150, help="stationary iterations that are measured")
+    parser.add_argument("--size", type=int, default=PAPER_SIZES["mixture"], help="data in real runs")
+    parser.add_argument("--batches", type=int, default=100, help="batches in real runs")
+    parser.add_argument("--iterations", type=int, default=400, help="iterations of each real run")
+    parser.add_argument("--processes", type=int, default=0, help="worker processes (default: the cores)")
+    options = parser.parse_args(arguments)
+    table = Table()
+    if options.only != "real":
+        with ProcessPoolExecutor(real.cores()) as pool:
+            _simulated(table, pool, options)
+    if options.only != "simulated":
+        _real(table, options)
+    table.show()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -8,7 +8,7 @@ API_STORIES := crds rendered admission operator manifests rights images cli
 STACK := $(LAB) run --with store --with dev --with engine --with model
 BENCH := $(STACK) --with kv python dataplane_image/bench/run.py
 
-.PHONY: help setup check test unit engine-test cluster-test image-test soak demo-local generate format bench bench-quick bench-capacity bench-operator clean
+.PHONY: help setup check test unit engine-test cluster-test image-test soak demo-local generate format bench bench-quick bench-capacity bench-capacity-calibration bench-capacity-prefetch bench-capacity-engine bench-operator clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,8 +37,8 @@ engine-test: ## Tests inside the engine's environment, then stories with real vL
 cluster-test: ## Stories with a real API server, built from Go modules on first use (some minutes)
 	@$(DEV) python -m pytest $(API_STORIES:%=e2e_tests/test_e2e_%.py) $(ARGS)
 
-image-test: ## The test bed's images start; the arm64 data plane, emulated, makes the same bytes; Dockerfiles (root)
-	@$(DEV) python -m pytest e2e_tests/test_e2e_images.py e2e_tests/test_e2e_arm64.py e2e_tests/test_e2e_dockerfiles.py $(ARGS)
+image-test: ## The test bed's images start; the arm64 data plane, emulated, makes the same bytes (root; some minutes)
+	@$(DEV) python -m pytest e2e_tests/test_e2e_images.py e2e_tests/test_e2e_arm64.py $(ARGS)
 
 soak: ## 1000 requests through two engines and a store that is too small
 	@$(STACK) python -m shadowserve_lab.soak $(ARGS)
@@ -66,6 +66,15 @@ bench-%: ## One of them: make bench-pipeline, bench-codec, ... ARGS="-- --help" 
 
 bench-capacity: ## Prefetching: the paper's table in simulated time, and real processes on the cores there are
 	@$(DEV) python operator/bench/prefetch.py $(ARGS)
+
+bench-capacity-calibration: ## Is the capacity model as often right as it says? A hundred fits of pools with known parameters
+	@$(DEV) python operator/bench/capacity_calibration.py $(ARGS)
+
+bench-capacity-prefetch: ## The capacity model's simulated likelihood: prefetching by two processes against serial
+	@$(DEV) python operator/bench/capacity_prefetch.py $(ARGS)
+
+bench-capacity-engine: ## Real vLLM engines under many loads; the capacity model predicts those that it did not see
+	@$(STACK) python e2e_tests/bench_capacity_engine.py $(ARGS)
 
 bench-operator: ## Two hundred pools on a real API server: until they are told of, memory, writes afterwards
 	@$(DEV) python e2e_tests/bench_operator_pools.py $(ARGS)

@@ -127,6 +127,14 @@ class Metrics:
         """Number of samples."""
         return sum(len(samples) for samples in self._samples.values())
 
+    def buckets(self, name: str) -> dict[float, float]:
+        """Return the cumulative counts of a histogram by upper bound, summed over its other labels."""
+        found: dict[float, float] = {}
+        for labels, value in self._samples.get(f"{name}_bucket", []):
+            bound = float(labels["le"])
+            found[bound] = found.get(bound, 0.0) + value
+        return dict(sorted(found.items()))
+
     def total(self, name: str, **labels: str) -> float:
         """Return the sum of all samples of `name` that have these labels; 0 when there are none."""
         return sum(value for found, value in self._samples.get(name, []) if labels.items() <= found.items())

@@ -19,6 +19,7 @@ from shadowserve_capacity.model.likelihood import Evidence, Form
 from shadowserve_capacity.model.observations import Observations, Window
 from shadowserve_capacity.model.posterior import Posterior, Seen
 from shadowserve_capacity.model.proposal import CrankNicolson
+from shadowserve_capacity.model.simulation import Simulation
 from shadowserve_capacity.model.target import PosteriorTarget, Whitening, whiten
 from shadowserve_capacity.model.work import load_of, work_of
 from shadowserve_capacity.prefetch.chain import run_serial
@@ -67,14 +68,25 @@ def fit(
 
     `prior`: other beliefs than those for `observations.pool.hardware`.
     """
-    beliefs = prior or prior_of(observations.pool.hardware)
-    evidence = evidence_of(observations)
-    plain = PosteriorTarget(evidence, beliefs, _form(method, evidence, seed), Whitening.none())
-    target = _whitened(plain, seed, sampling.pilot)
-    logs = beliefs.logs(target.whitening.coordinates(_sample(target, seed, sampling)))
+    target = posterior_target(observations, seed, method, prior, sampling.pilot)
+    logs = target.prior.logs(target.whitening.coordinates(_sample(target, seed, sampling)))
     diagnoses = _diagnoses(logs)
     warnings = (*_too_few(observations), *_complaints(diagnoses, sampling.chains))
     return Posterior(observations.pool, logs, diagnoses, _seen(observations), warnings)
+
+
+def posterior_target(
+    observations: Observations,
+    seed: int,
+    method: Method = Method.CLOSED_FORM,
+    prior: Prior | None = None,
+    pilot: int = 1500,
+) -> PosteriorTarget:
+    """Return what the chains of a fit sample: the posterior in coordinates in which it is nearly standard normal."""
+    evidence = evidence_of(observations)
+    beliefs = prior or prior_of(observations.pool.hardware)
+    plain = PosteriorTarget(evidence, beliefs, _form(method, evidence, seed), Whitening.none())
+    return _whitened(plain, seed, pilot)
 
 
 def problems(target: PosteriorTarget, seed: int, sampling: Sampling) -> list[Problem]:
@@ -97,7 +109,7 @@ def evidence_of(observations: Observations) -> Evidence:
 def _form(method: Method, evidence: Evidence, seed: int) -> Form:
     if method is Method.CLOSED_FORM:
         return closed_form.latencies
-    raise NotImplementedError(method)
+    return Simulation.of(len(evidence.work.seconds), seed)
 
 
 def _whitened(target: PosteriorTarget, seed: int, steps: int) -> PosteriorTarget:

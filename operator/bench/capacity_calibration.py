@@ -1,0 +1,105 @@
+"""Simulation-based calibration of the capacity model: is it as often right as it says? JSON lines.
+
+Parameters are drawn from the prior, windows made from them, and fitted. The rank of the true value among the
+posterior's draws must be uniform (Talts, Betancourt, Simpson, Vehtari and Gelman 2018). Measure: sqrt(fits) D of
+Kolmogorov and Smirnov for each parameter, whose largest of 13 exceeds 1.98 in one of a hundred faultless runs.
+
+`--pools simulation` makes the windows by the simulated form instead, request by request, with other random numbers than
+any fit would use: what is fitted is then not quite what is true, as with a real engine.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from shadowserve_capacity.model.closed_form import latencies
+from shadowserve_capacity.model.fit import Sampling, fit
+from shadowserve_capacity.model.hardware import NAMES, prior_of
+from shadowserve_capacity.model.observations import Pool
+from shadowserve_capacity.model.simulation import Simulation
+from shadowserve_capacity.model.synthetic import random_loads, synthetic
+
+LIMIT = 1.98
+DRAWS = 99
+_SAMPLING = Sampling(chains=2, pilot=600, warm_up=200, steps=1200, thin=1, rounds=2, workers=1)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fit to make: of so many windows of a pool drawn with `seed`."""
+
+    windows: int
+    seed: int
+    simulated: bool
+
+
+def ranks(trial: Trial) -> list[float]:
+    """Return where the true value of each parameter lies among the posterior's draws, 0 to 1."""
+    rng = np.random.default_rng([trial.seed, 29])
+    pool, prior = Pool("cpu", 8), prior_of("cpu")
+    truth = prior.logs(rng.standard_normal(len(NAMES)))
+    form = Simulation.of(trial.windows, trial.seed) if trial.simulated else latencies
+    observations = synthetic(pool, truth, random_loads(trial.windows, rng), rng, form)
+    draws = fit(observations, trial.seed, _SAMPLING).logs.reshape(-1, len(NAMES))
+    chosen = draws[np.linspace(0, len(draws) - 1, DRAWS).round().astype(int)]
+    below = (chosen < truth).sum(axis=0)
+    return [float(value) for value in (below + rng.random(len(NAMES))) / (DRAWS + 1)]
+
+
+def distance(values: Sequence[float]) -> float:
+    """Return sqrt(n) D of Kolmogorov and Smirnov against the uniform distribution."""
+    ordered, count = np.sort(values), len(values)
+    steps = np.arange(count + 1) / count
+    return float(np.sqrt(count) * max((steps[1:] - ordered).max(), (ordered - steps[:-1]).max()))
+
+
+def report(found: np.ndarray, options: argparse.Namespace, seconds: float) -> bool:
+    """Print one line a parameter and one for all; return whether the goal is kept."""
+    case = f"windows by {options.pools}"
+    common = {"bench": "capacity_calibration", "case": case, "fits": len(found), "windows": options.windows}
+    distances = [distance(column) for column in found.T]
+    for name, column, value in zip(NAMES, found.T, distances, strict=True):
+        histogram = np.histogram(column, bins=10, range=(0.0, 1.0))[0].tolist()
+        covered = float((np.abs(column - 0.5) < 0.4).mean())
+        line = {"metric": name, "value": round(value, 3), "ranks": histogram, "inside_80": round(covered, 3)}
+        print(json.dumps({**common, **line}), flush=True)
+    worst = max(distances)
+    judged = options.pools == "model"
+    verdict = {"goal": f"<= {LIMIT}", "holds": worst <= LIMIT} if judged else {"goal": None, "holds": None}
+    covered = float((np.abs(found - 0.5) < 0.4).mean())
+    load = round(os.getloadavg()[0], 2)
+    line = {"metric": "largest sqrt(n) D", "value": round(worst, 3), **verdict, "inside_80": round(covered, 3)}
+    print(json.dumps({**common, **line, "seconds": round(seconds, 1), "load": load}), flush=True)
+    return not judged or worst <= LIMIT
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Fit, print, return 1 when ranks are not uniform."""
+    parser = argparse.ArgumentParser(prog='make bench-capacity-calibration ARGS="..."', description=__doc__)
+    parser.add_argument("--fits", type=int, default=120)
+    parser.add_argument("--windows", type=int, default=12)
+    parser.add_argument("--pools", choices=["model", "simulation"], default="model")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args(arguments)
+    seeds = range(options.seed * 100_000, options.seed * 100_000 + options.fits)
+    trials = [Trial(options.windows, seed, options.pools != "model") for seed in seeds]
+    start, found = time.perf_counter(), []
+    with ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn")) as pool:
+        for number, each in enumerate(pool.map(ranks, trials)):
+            found.append(each)
+            if (number + 1) % 20 == 0:
+                print(f"{number + 1} of {options.fits} fits, {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return 0 if report(np.array(found), options, time.perf_counter() - start) else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -156,11 +156,17 @@ class ExternalTls(Section):
 class ExternalStore(Section):
     """A Valkey or Redis that somebody else runs."""
 
+    rules: ClassVar = (
+        Rule(
+            "self.topology == 'Cluster' || size(self.endpoints) == 1",
+            "store.external.endpoints: a Standalone store has one: leave one, or set topology to Cluster",
+        ),
+    )
     endpoints: Annotated[
         list[Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:/\s]+):[0-9]{1,5}$")]],
         Field(min_length=1, max_length=64),
     ]
-    """`host:port`; several are tried in order, for a cluster any of its members."""
+    """`host:port`; one, or for a cluster any of its members."""
     topology: StoreTopology = StoreTopology.STANDALONE
     """Whether it is one server or a cluster."""
     credentials_secret_ref: SecretReference | None = None

@@ -10,10 +10,11 @@ from typing import Any, Protocol
 
 import aiohttp
 
+from shadowserve_operator.desired.external_store import EndpointSeen
 from shadowserve_operator.desired.round_trip import Answer, Plane, Word
 from shadowserve_operator.desired.shard_views import Member
 from shadowserve_operator.desired.sharding import StoreSeen, Wish
-from shadowserve_operator.store_admin import Access, StoreTrouble, shard
+from shadowserve_operator.store_admin import Access, ExternalAccess, StoreTrouble, find_out, shard
 
 _CONNECT_SECONDS = 1.0
 _ANSWER_SECONDS = 5.0
@@ -31,6 +32,9 @@ class Network(Protocol):
 
     async def shards(self, members: Sequence[Member], access: Access, wish: Wish, seconds: float) -> StoreSeen:
         """Bring the servers of a store closer to what is wished, for that time, 0 = only look; raises nothing."""
+
+    async def external(self, endpoints: Sequence[str], access: ExternalAccess) -> list[EndpointSeen]:
+        """Return what is at these endpoints of a store that somebody else runs; raises nothing."""
 
 
 class PodNetwork:
@@ -52,6 +56,10 @@ class PodNetwork:
         except StoreTrouble as trouble:
             seen = await shard(members, access, wish, 0.0)
             return replace(seen, trouble=str(trouble))
+
+    async def external(self, endpoints: Sequence[str], access: ExternalAccess) -> list[EndpointSeen]:
+        """See `Network`."""
+        return await find_out(endpoints, access)
 
 
 async def _asked(session: aiohttp.ClientSession, plane: Plane, change: str) -> Answer:

@@ -1,6 +1,5 @@
 """Reads what matters for one PrefixCache into a frozen snapshot. Reads only; decides nothing."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,7 +32,6 @@ from shadowserve_operator.kinds import (
 
 CHILD_KINDS = (CONFIG_MAP, SECRET, SERVICE, DISRUPTION_BUDGET, STATEFUL_SET, DAEMON_SET)
 """What a PrefixCache's objects are."""
-_PROBE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +39,7 @@ class Snapshot:
     """What is. `children` are the cache's own objects; `caches` are all PrefixCaches, this one included.
 
     `planes` are the data-plane pods of this cache by the card's node; `secrets` those of the user that the cache
-    names; `reachable` says for every endpoint of an external store whether something answers there; `pods` are all that
-    carry the cache's label.
+    names; `pods` are all that carry the cache's label.
     """
 
     children: Mapping[Ref, Json]
@@ -54,7 +51,6 @@ class Snapshot:
     engines: tuple[EnginePod, ...] = ()
     pools: int = 0
     secrets: Mapping[str, Mapping[str, str]] | None = None
-    reachable: Mapping[str, bool] | None = None
     pods: tuple[Json, ...] = ()
 
     @property
@@ -96,7 +92,6 @@ async def observe(cluster: Cluster, cache: PrefixCache, namespaces: Sequence[str
         engines=engines(pods),
         pools=sum(pool["spec"].get("cacheRef", {}).get("name") == cache.name for pool in pools),
         secrets=await _named_secrets(cluster, cache),
-        reachable=await _reachable(cache),
         pods=pods,
     )
 
@@ -183,20 +178,3 @@ async def _named_secrets(cluster: Cluster, cache: PrefixCache) -> dict[str, Mapp
         if reference is not None and (body := await cluster.get(Ref(SECRET, cache.namespace, reference.name))):
             found[reference.name] = body.get("data") or {}
     return found
-
-
-async def _reachable(cache: PrefixCache) -> dict[str, bool]:
-    endpoints = cache.spec.store.external.endpoints if cache.spec.store.external else []
-    answers = await asyncio.gather(*(_answers(endpoint) for endpoint in endpoints))
-    return dict(zip(endpoints, answers, strict=True))
-
-
-async def _answers(endpoint: str) -> bool:
-    host, _, port = endpoint.rpartition(":")
-    try:
-        async with asyncio.timeout(_PROBE_SECONDS):
-            _, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-    except (OSError, TimeoutError):
-        return False
-    writer.close()
-    return True

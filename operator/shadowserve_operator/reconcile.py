@@ -4,7 +4,6 @@ Safe to run twice, and to end at any call: whatever is found the next time is wh
 """
 
 import logging
-from base64 import b64decode
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -13,7 +12,7 @@ from shadowserve_crds import names
 from shadowserve_crds.base import InvalidResource
 from shadowserve_crds.dpubinding import DPUBinding
 from shadowserve_crds.inferencepool import InferencePoolStatus
-from shadowserve_crds.prefixcache import PlaceName, PrefixCache, PrefixCacheStatus, StoreType
+from shadowserve_crds.prefixcache import PlaceName, PrefixCache, PrefixCacheStatus
 from shadowserve_operator.apply import Outcome, apply
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.desired.assignment import Assignment, assign
@@ -24,6 +23,7 @@ from shadowserve_operator.desired.pairing import Pairing, binding_manifests, res
 from shadowserve_operator.desired.round_trip import Plane, change_of
 from shadowserve_operator.desired.secrets import SecretValues, secret_manifests
 from shadowserve_operator.desired.store import store_objects
+from shadowserve_operator.external import External
 from shadowserve_operator.identities import Identities
 from shadowserve_operator.kinds import DPU_BINDING, POD, PREFIX_CACHE, SECRET, Json, Ref, ref_of
 from shadowserve_operator.network import Network, PodNetwork
@@ -104,8 +104,11 @@ async def reconcile_prefixcache(
     if seen.plan.steps or seen.plan.waiting:
         seen = await shards.bring(network, _SHARDING_SECONDS)
     facts = _facts(cache, snapshot, desired, (pairing, assignments), (plan, outcome))
+    external = External.of(cache, snapshot)
+    endpoints = await external.find_out(network) if external else []
     answers = await network.round_trips(_whom_to_ask(snapshot), _change(cache, snapshot, seen.layout))
-    status = next_status(cache, replace(facts, round_trips=tuple(answers), shards=seen), now)
+    found = replace(facts, round_trips=tuple(answers), shards=seen, endpoints=tuple(endpoints))
+    status = next_status(cache, found, now)
     told += await tell_status(cluster, cache, body, status, now)
     return Result(outcome.writes + told, settled(status) and not outcome.writes, status)
 
@@ -138,35 +141,18 @@ def desired_objects(
     """
     stored = _data(snapshot, secret_name(cache)) | _data(snapshot, admin_secret_name(cache))
     values = SecretValues.read(stored, fresh_values())
-    named = snapshot.secrets or {}
-    missing: list[str] = []
-    more: dict[str, bytes] = {}
-    if cache.spec.store.type is StoreType.EXTERNAL:
-        values, more, missing = _external(cache, named, values)
+    login = External.of(cache, snapshot)
+    values, more = (login.into(values), login.files) if login else (values, {})
+    username = login.username if login else None
     identities = Identities.read(cache, {ref.name: body for ref, body in snapshot.children.items()}, now)
-    manifests = [*secret_manifests(cache, values, more), *identities.manifests(cache, now), config_map(cache)]
+    manifests = [
+        *secret_manifests(cache, values, more),
+        *identities.manifests(cache, now),
+        config_map(cache, username),
+    ]
     manifests += store_objects(cache, settings, servers)
-    manifests += dataplane_objects(cache, settings)
-    return Desired(manifests, identities.existing, expired(identities.existing, now), tuple(missing))
-
-
-def _external(
-    cache: PrefixCache, named: Mapping[str, Mapping[str, str]], values: SecretValues
-) -> tuple[SecretValues, dict[str, bytes], list[str]]:
-    """Return what the Secrets that the user named say, and those that do not exist."""
-    external = cache.spec.store.external
-    assert external is not None, "the API server sees to that"
-    missing, more = [], {}
-    credentials, authority = external.credentials_secret_ref, external.tls.ca_secret_ref if external.tls else None
-    if credentials is not None and "password" in named.get(credentials.name, {}):
-        values = replace(values, sidecar_password=b64decode(named[credentials.name]["password"]).decode())
-    elif credentials is not None:
-        missing.append(f"{credentials.name} with the key password")
-    if authority is not None and "ca.crt" in named.get(authority.name, {}):
-        more["store-ca.crt"] = b64decode(named[authority.name]["ca.crt"])
-    elif authority is not None:
-        missing.append(f"{authority.name} with the key ca.crt")
-    return values, more, missing
+    manifests += dataplane_objects(cache, settings, username)
+    return Desired(manifests, identities.existing, expired(identities.existing, now), login.missing if login else ())
 
 
 def _pairings(snapshot: Snapshot) -> list[tuple[PrefixCache, Pairing]]:
@@ -201,7 +187,6 @@ def _facts(
         assignments=assignments,
         pools=snapshot.pools,
         missing_secrets=desired.missing_secrets,
-        reachable=snapshot.reachable,
         expired=desired.expired,
         certificates=len(desired.certificates),
         obstacles=(*outcome.refusals, *(f"{step.ref}: {step.reason}" for step in plan.foreign)),

@@ -20,6 +20,7 @@ from shadowserve_crds.prefixcache import (
 )
 from shadowserve_operator.desired.assignment import Assignment, DataPlane
 from shadowserve_operator.desired.config import sidecar_config, store_service_name
+from shadowserve_operator.desired.external_store import EndpointSeen, external_condition
 from shadowserve_operator.desired.pairing import Node, Pairing
 from shadowserve_operator.desired.round_trip import Answer, round_trip_condition
 from shadowserve_operator.desired.sharding import ShardPlan, StoreSeen
@@ -42,7 +43,7 @@ class Facts:
     assignments: tuple[Assignment, ...] = ()
     pools: int = 0
     missing_secrets: tuple[str, ...] = ()
-    reachable: Mapping[str, bool] | None = None
+    endpoints: tuple[EndpointSeen, ...] = ()
     expired: tuple[str, ...] = ()
     certificates: int = 0
     obstacles: tuple[str, ...] = ()
@@ -136,10 +137,7 @@ def _store_ready(cache: PrefixCache, facts: Facts) -> Condition:
         message = f"Secret {', '.join(facts.missing_secrets)} does not exist in {cache.namespace}: create it"
         return condition(kind, False, "SecretNotFound", message)
     if cache.spec.store.type is StoreType.EXTERNAL:
-        silent = sorted(endpoint for endpoint, answers in (facts.reachable or {}).items() if not answers)
-        if silent:
-            return condition(kind, False, "Unreachable", f"nothing answers at {', '.join(silent)}")
-        return condition(kind, True, Reason.SUCCEEDED, "every endpoint of the external store answers")
+        return external_condition(cache, facts.endpoints)
     stuck = _obstacles(facts, *_OF_STORE)
     if stuck:
         return condition(kind, False, Reason.ERROR, stuck)
@@ -210,7 +208,7 @@ def _certificates_ready(cache: PrefixCache, facts: Facts) -> Condition:
 def _store_status(cache: PrefixCache, facts: Facts) -> StoreStatus:
     endpoint = ",".join(sidecar_config(cache)["store"]["endpoints"])
     if cache.spec.store.type is StoreType.EXTERNAL:
-        answers = list((facts.reachable or {}).values())
+        answers = [each.serves for each in facts.endpoints]
         return StoreStatus(shards=len(answers), ready_shards=sum(answers), endpoint=endpoint)
     wanted = managed_store(cache).shards
     return StoreStatus(shards=wanted, ready_shards=min(wanted, facts.shards.plan.serving), endpoint=endpoint)

@@ -14,8 +14,14 @@ from time import monotonic
 from typing import Any
 
 from valkey.asyncio import Connection
-from valkey.exceptions import ResponseError, ValkeyError
+from valkey.exceptions import (
+    AuthenticationError,
+    AuthenticationWrongNumberOfArgsError,
+    ResponseError,
+    ValkeyError,
+)
 
+from shadowserve_operator.desired.external_store import EndpointSeen, Finding
 from shadowserve_operator.desired.shard_views import BadView, Member, ServerView, parse_nodes
 from shadowserve_operator.desired.sharding import Command, Move, ShardPlan, StoreSeen, Wish, plan_shards, seen_as
 
@@ -57,6 +63,66 @@ class Access:
         except (OSError, ValueError) as error:
             raise StoreTrouble(f"the store's certificate cannot be used: {error}") from error
         return context
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalAccess:
+    """How a store of somebody else is spoken to. `authority` (PEM): whom to trust; None: whom the system does."""
+
+    username: str | None = None
+    password: str | None = None
+    encrypted: bool = False
+    authority: bytes | None = None
+
+    def context(self) -> ssl.SSLContext | None:
+        """Return what connections are made with. Raises `StoreTrouble` for an authority that is none."""
+        if not self.encrypted:
+            return None
+        try:
+            return ssl.create_default_context(cadata=self.authority.decode("ascii") if self.authority else None)
+        except (OSError, ValueError) as error:
+            raise StoreTrouble(f"its authority cannot be used: {error}") from error
+
+
+async def find_out(endpoints: Sequence[str], access: ExternalAccess) -> list[EndpointSeen]:
+    """Return what is at these endpoints (`host:port`); raises nothing."""
+    try:
+        context = access.context()
+    except StoreTrouble as trouble:
+        return [EndpointSeen(endpoint, Finding.NOT_TRUSTED, str(trouble)) for endpoint in endpoints]
+    return list(await asyncio.gather(*(_found_out(endpoint, access, context) for endpoint in endpoints)))
+
+
+async def _found_out(endpoint: str, access: ExternalAccess, context: ssl.SSLContext | None) -> EndpointSeen:
+    host, _, port = endpoint.rpartition(":")
+    host = host.strip("[]")
+    try:
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            _, writer = await asyncio.open_connection(host, int(port))
+    except (OSError, TimeoutError) as error:
+        return EndpointSeen(endpoint, Finding.SILENT, _why(error))
+    writer.close()
+    try:
+        async with _Link(Member(endpoint, 0, host, host, int(port)), access, context) as link:
+            ping, slots = await link.run([("EXISTS", "shadowserve:"), ("CLUSTER", "SLOTS")])
+    except StoreTrouble as trouble:
+        return _diagnosed(endpoint, trouble.__cause__)
+    if str(ping).startswith(("NOAUTH", "WRONGPASS")):
+        return EndpointSeen(endpoint, Finding.NOT_LET_IN, str(ping))
+    cluster = isinstance(slots, list) or str(ping).startswith(("MOVED", "CLUSTERDOWN"))
+    return EndpointSeen(endpoint, Finding.CLUSTER if cluster else Finding.STANDALONE)
+
+
+def _diagnosed(endpoint: str, error: BaseException | None) -> EndpointSeen:
+    cause = error.__context__ if error is not None and not isinstance(error, ssl.SSLError) else error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return EndpointSeen(endpoint, Finding.NOT_TRUSTED, f"its certificate is not accepted: {cause.verify_message}")
+    if isinstance(cause, ssl.SSLError):
+        return EndpointSeen(endpoint, Finding.NO_STORE, f"TLS is not what it speaks: {cause.reason}")
+    if isinstance(error, AuthenticationError | AuthenticationWrongNumberOfArgsError | ResponseError):
+        return EndpointSeen(endpoint, Finding.NOT_LET_IN, str(error))
+    why = _why(error) if isinstance(error, Exception) else "nothing"
+    return EndpointSeen(endpoint, Finding.NO_STORE, f"something listens, but it says no word of a store: {why}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +228,7 @@ async def _looked(member: Member, access: Access, context: ssl.SSLContext | None
 class _Link:
     """One connection to one server, in `async with`. Raises `StoreTrouble`."""
 
-    def __init__(self, member: Member, access: Access, context: ssl.SSLContext | None) -> None:
+    def __init__(self, member: Member, access: Access | ExternalAccess, context: ssl.SSLContext | None) -> None:
         self.member = member
         self._connection = _NamedConnection(
             context,

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shadowserve_operator.cluster import checked
+from shadowserve_operator.desired.external_store import EndpointSeen, Finding
 from shadowserve_operator.desired.round_trip import Answer, Plane, Word
 from shadowserve_operator.desired.shard_views import Member
 from shadowserve_operator.desired.sharding import ShardPlan, StoreSeen, Wish
 from shadowserve_operator.errors import Conflict, Refused
 from shadowserve_operator.kinds import EVENT, Json, Kind, Ref, ref_of
-from shadowserve_operator.store_admin import Access
+from shadowserve_operator.store_admin import Access, ExternalAccess
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 WRITES = ("apply", "delete", "write_status", "annotate", "create_event")
@@ -162,13 +163,14 @@ def _forget(body: Json, before: Mapping[str, Any], manifest: Mapping[str, Any]) 
 class FakeNetwork:
     """Implements `Network`. Data planes say what `said` has under their address, and `Verified` otherwise.
 
-    The store is as it should be, unless `store` says otherwise.
+    The store is as it should be, unless `store` says otherwise; an external one has what `found` says at its endpoints.
     """
 
     def __init__(self) -> None:
         self.said: dict[str, tuple[Word, str, str]] = {}
         self.changes: list[str] = []
         self.store: StoreSeen | None = None
+        self.found: dict[str, tuple[Finding, str]] = {}
         self.servers: list[tuple[int, Wish]] = []
 
     async def round_trips(self, planes: Sequence[Plane], change: str) -> list[Answer]:
@@ -180,3 +182,6 @@ class FakeNetwork:
         if self.store is not None:
             return self.store
         return StoreSeen(ShardPlan(servers=wish.servers, serving=wish.shards), layout="settled")
+
+    async def external(self, endpoints: Sequence[str], access: ExternalAccess) -> list[EndpointSeen]:
+        return [EndpointSeen(each, *self.found.get(each, (Finding.STANDALONE, ""))) for each in endpoints]

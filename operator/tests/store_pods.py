@@ -36,7 +36,7 @@ def a_cache(shards: int = 1, replicas: int = 0, transport: str = "MutualTLS") ->
     return PrefixCache.parse({"metadata": metadata, "spec": spec})
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a port that is free on all of the loopback network, and that the bus has room above."""
     while True:
         with socket.socket() as probe:
@@ -52,7 +52,7 @@ class StorePods:
 
     folder: Path
     transport: str = "MutualTLS"
-    port: int = field(default_factory=_free_port)
+    port: int = field(default_factory=free_port)
     network: int = 7
     running: dict[int, "subprocess.Popen[bytes]"] = field(default_factory=dict)
     births: dict[int, int] = field(default_factory=dict)

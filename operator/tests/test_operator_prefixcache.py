@@ -10,6 +10,7 @@ from fakes import FakeCluster, FakeNetwork, Killed
 
 from shadowserve_crds import names
 from shadowserve_dataplane.sidecar.settings import parse_config
+from shadowserve_operator.desired.external_store import Finding
 from shadowserve_operator.desired.round_trip import Word
 from shadowserve_operator.desired.sharding import ShardPlan, StoreSeen
 from shadowserve_operator.kinds import (
@@ -163,7 +164,7 @@ async def test_engines_cannot_read_what_rules_the_store() -> None:
     cluster = a_cluster()
     await reconcile(cluster)
     shared = cluster.objects[Ref(SECRET, "default", "kv-secrets")]["data"]
-    assert set(shared) == {"store-password", "salt"}
+    assert set(shared) == {"store-password", "store-password-quoted", "salt"}
     users = b64decode(cluster.objects[Ref(SECRET, "default", "kv-store-users")]["data"]["users.acl"]).decode()
     assert "user default off" in users
     sidecar = next(line for line in users.splitlines() if "shadowserve-sidecar" in line)
@@ -357,10 +358,38 @@ async def test_a_missing_secret_of_an_external_store_is_named_and_heals() -> Non
     assert conditions(cluster)["StoreReady"] == ("False", "SecretNotFound")
     assert "login" in message(cluster, "StoreReady")
     login = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "login", "namespace": "default"}}
-    cluster.put(login | {"data": {"password": "c2VjcmV0"}})
+    cluster.put(login | {"data": {"username": "bWU=", "password": "YS9AYg=="}})
     await until_quiet(cluster)
-    assert conditions(cluster)["StoreReady"] == ("False", "Unreachable")
-    assert cluster.objects[Ref(SECRET, "default", "kv-secrets")]["data"]["store-password"] == "c2VjcmV0"
+    assert conditions(cluster)["StoreReady"] == ("True", "Succeeded")
+    shared = cluster.objects[Ref(SECRET, "default", "kv-secrets")]["data"]
+    assert (shared["store-password"], b64decode(shared["store-password-quoted"])) == ("YS9AYg==", b"a%2F%40b")
+    config = cluster.objects[Ref(CONFIG_MAP, "default", "kv-config")]["data"]["config.json"]
+    assert parse_config(config).store.username == "me"
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason", "fix"),
+    [
+        ((Finding.SILENT, "refused"), "Unreachable", "127.0.0.1:1: refused; correct store.external.endpoints"),
+        ((Finding.CLUSTER, ""), "TopologyMismatch", "a member of a cluster: set store.external.topology to Cluster"),
+        ((Finding.NOT_LET_IN, "NOAUTH"), "Error", "name a Secret with the password in store.external.credentials"),
+        ((Finding.NO_STORE, "garbage"), "Error", "if it speaks TLS, set store.external.tls"),
+        (
+            (Finding.NOT_TRUSTED, "unknown"),
+            "Error",
+            "name a Secret with its authority in store.external.tls",
+        ),
+    ],
+)
+async def test_what_is_wrong_with_an_external_store_is_told_with_the_fix(
+    seen: tuple[Finding, str], reason: str, fix: str
+) -> None:
+    cluster, network = a_cluster(), FakeNetwork()
+    network.found["127.0.0.1:1"] = seen
+    cluster.put(cache(store={"type": "External", "external": {"endpoints": ["127.0.0.1:1"]}}))
+    await until_quiet(cluster, network=network)
+    assert conditions(cluster)["StoreReady"] == ("False", reason)
+    assert fix in message(cluster, "StoreReady")
 
 
 async def test_deleting_leaves_nothing_behind() -> None:

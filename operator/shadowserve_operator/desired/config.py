@@ -43,13 +43,13 @@ def data_plane_name(cache: PrefixCache) -> str:
     return f"{cache.name}-data-plane.{cache.namespace}.svc"
 
 
-def config_map(cache: PrefixCache) -> Json:
-    """Return the ConfigMap."""
+def config_map(cache: PrefixCache, username: str | None = None) -> Json:
+    """Return the ConfigMap; `username` is that of an external store, if it has users."""
     body = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": config_map_name(cache), "labels": labels_of(cache.name, "config")},
-        "data": {"config.json": json.dumps(sidecar_config(cache), indent=2, sort_keys=True)},
+        "data": {"config.json": json.dumps(sidecar_config(cache, username), indent=2, sort_keys=True)},
     }
     return rendered(cache, body)
 
@@ -59,7 +59,7 @@ def sidecar_user() -> str:
     return "shadowserve-sidecar"
 
 
-def sidecar_config(cache: PrefixCache) -> Json:
+def sidecar_config(cache: PrefixCache, username: str | None = None) -> Json:
     """Return the content of config.json."""
     spec = cache.spec
     limits: dict[str, Any] = {
@@ -74,7 +74,7 @@ def sidecar_config(cache: PrefixCache) -> Json:
         "workers": max(1, int(spec.placement.host.resources.cpu.amount)),
     }
     config: Json = {
-        "store": store_section(cache),
+        "store": store_section(cache, username),
         "tier": str(spec.codec.tier),
         "landing": str(spec.placement.landing),
         "landingBufferBytes": int(spec.placement.landing_buffer),
@@ -102,7 +102,7 @@ def tls_files() -> Json:
     }
 
 
-def store_section(cache: PrefixCache) -> Json:
+def store_section(cache: PrefixCache, username: str | None = None) -> Json:
     """Return the part that says where the store is, and how it is spoken to."""
     store, transport = cache.spec.store, cache.spec.security.transport
     if store.type is StoreType.EXTERNAL:
@@ -111,6 +111,7 @@ def store_section(cache: PrefixCache) -> Json:
         section: Json = {"endpoints": list(external.endpoints), "topology": str(external.topology)}
         if external.credentials_secret_ref is not None:
             section["passwordFile"] = f"{names.SECRETS_FOLDER}/store-password"
+            section |= {"username": username} if username else {}
         if external.tls is not None:
             authority = {"authorityFile": f"{names.SECRETS_FOLDER}/store-ca.crt"}
             section["tls"] = authority if external.tls.ca_secret_ref else {}

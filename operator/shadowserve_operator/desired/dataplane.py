@@ -1,5 +1,7 @@
 """The data planes of a PrefixCache: one DaemonSet on the cards' nodes."""
 
+from urllib.parse import quote
+
 from shadowserve_crds import names
 from shadowserve_crds.prefixcache import PlaceName, PrefixCache, RdmaMode, Transport
 from shadowserve_operator.desired.config import DATA_PLANE, secret_name, store_section, tls_secret_name
@@ -9,8 +11,8 @@ from shadowserve_operator.kinds import Json
 from shadowserve_operator.settings import OperatorSettings
 
 
-def dataplane_objects(cache: PrefixCache, settings: OperatorSettings) -> list[Json]:
-    """Return the DaemonSet; nothing when no card may be used."""
+def dataplane_objects(cache: PrefixCache, settings: OperatorSettings, username: str | None = None) -> list[Json]:
+    """Return the DaemonSet; nothing when no card may be used. `username` is that of an external store."""
     if PlaceName.DPU not in cache.spec.placement.order:
         return []
     selector = selector_of(cache.name, DATA_PLANE)
@@ -23,14 +25,14 @@ def dataplane_objects(cache: PrefixCache, settings: OperatorSettings) -> list[Js
             "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}},
             "template": {
                 "metadata": {"labels": labels_of(cache.name, DATA_PLANE)},
-                "spec": _pod(cache, settings),
+                "spec": _pod(cache, settings, username),
             },
         },
     }
     return [rendered(cache, body)]
 
 
-def _pod(cache: PrefixCache, settings: OperatorSettings) -> Json:
+def _pod(cache: PrefixCache, settings: OperatorSettings, username: str | None) -> Json:
     dpu = cache.spec.placement.dpu
     volumes: list[Json] = [{"name": "secrets", "secret": {"secretName": secret_name(cache)}}]
     mounts: list[Json] = [{"name": "secrets", "mountPath": names.SECRETS_FOLDER, "readOnly": True}]
@@ -40,11 +42,14 @@ def _pod(cache: PrefixCache, settings: OperatorSettings) -> Json:
         mounts.append({"name": "tls", "mountPath": names.TLS_FOLDER, "readOnly": True})
         command += ["--tls-certificate", f"{names.TLS_FOLDER}/tls.crt", "--tls-key", f"{names.TLS_FOLDER}/tls.key"]
         command += ["--tls-authority", f"{names.TLS_FOLDER}/ca.crt"]
+    external = cache.spec.store.external
+    if external is not None and external.tls is not None and external.tls.ca_secret_ref is not None:
+        command += ["--store-authority", f"{names.SECRETS_FOLDER}/store-ca.crt"]
     container: Json = {
         "name": "data-plane",
         "image": settings.dataplane_image,
         "command": command,
-        "env": _environment(cache),
+        "env": _environment(cache, username),
         "ports": [
             {"name": "grpc", "containerPort": names.DATA_PLANE_PORT},
             {"name": "metrics", "containerPort": names.DATA_PLANE_METRICS_PORT},
@@ -73,15 +78,15 @@ def _on_cards(cache: PrefixCache) -> Json:
     return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
 
 
-def _environment(cache: PrefixCache) -> list[Json]:
+def _environment(cache: PrefixCache, username: str | None) -> list[Json]:
     """Return the variables; the password comes before the URL that is made of it."""
-    store = store_section(cache)
+    store = store_section(cache, username)
     variables: list[Json] = []
     login = ""
     if store.get("passwordFile"):
-        source = {"secretKeyRef": {"name": secret_name(cache), "key": "store-password"}}
+        source = {"secretKeyRef": {"name": secret_name(cache), "key": "store-password-quoted"}}
         variables.append({"name": "STORE_PASSWORD", "valueFrom": source})
-        login = f"{store.get('username', '')}:$(STORE_PASSWORD)@"
+        login = f"{quote(store.get('username', ''), safe='')}:$(STORE_PASSWORD)@"
     scheme = "valkeys" if "tls" in store else "valkey"
     query = f"?topology={store['topology']}" if store["topology"] != "Standalone" else ""
     variables.append({"name": "SHADOWSERVE_STORE", "value": f"{scheme}://{login}{','.join(store['endpoints'])}{query}"})

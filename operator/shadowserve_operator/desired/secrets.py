@@ -7,6 +7,7 @@ import hashlib
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from shadowserve_crds.prefixcache import PrefixCache, StoreType
 from shadowserve_operator.desired.config import admin_secret_name, secret_name, sidecar_user
@@ -41,7 +42,12 @@ def secret_manifests(cache: PrefixCache, values: SecretValues, more: Mapping[str
     They are two, because whoever could read the second could run every command of the store. `more` is added to the
     first, for example the authority of an external store.
     """
-    shared = {"store-password": values.sidecar_password.encode(), "salt": values.salt, **(more or {})}
+    shared = {
+        "store-password": values.sidecar_password.encode(),
+        "store-password-quoted": quote(values.sidecar_password, safe="").encode(),  # for the data planes' URL
+        "salt": values.salt,
+        **(more or {}),
+    }
     bodies = [_secret(cache, secret_name(cache), shared)]
     if cache.spec.store.type is StoreType.MANAGED:
         private = {

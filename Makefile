@@ -4,7 +4,8 @@ PYTHON ?= python3
 ARGS ?=
 LAB := PYTHONPATH=e2e_tests $(PYTHON) -m shadowserve_lab
 DEV := $(LAB) run --with dev
-API_STORIES := crds rendered admission operator manifests rights images cli
+API_STORIES := crds rendered admission operator manifests rights images cli \
+  operator_faults operator_restarts operator_killed
 STACK := $(LAB) run --with store --with dev --with engine --with model
 BENCH := $(STACK) --with kv python dataplane_image/bench/run.py
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from operator_story import cache, create, get, node, operator_running, own_environment, pool, wait
+from operator_story import cache, condition, create, get, node, operator_running, own_environment, pool, wait
 from shadowserve_crds import names
 from shadowserve_lab.home import REPOSITORY, default_home
 from shadowserve_testbed.api_server import ApiServer
@@ -78,7 +78,7 @@ def test_from_install_to_a_pod_on_its_way(installed: ApiServer, tmp_path: Path) 
     create(api, cache("kv"), pool("chat", cacheRef={"name": "kv"}))
     with operator_running(api, log, _SYSTEM):
         wait(log, "pod told", lambda: _told(api, "injected") == "")
-        wait(log, "pool told", lambda: (get(api, "sspool", "chat") or {}).get("status"))
+        wait(log, "both told", lambda: condition(api, "pfc/kv", "Ready") and condition(api, "sspool/chat", "Ready"))
         found = told(api, "status")
         assert [each["name"] for each in found["caches"]] == ["kv"]
         assert [each["name"] for each in found["pools"]] == ["chat"]

@@ -117,15 +117,20 @@ class Resource(Section):
         return self.metadata.namespace
 
     @classmethod
-    def parse(cls, body: Mapping[str, Any]) -> Self:
-        """Return a live object as a model. Raises `InvalidResource` naming every field that cannot be worked with."""
+    def parse(cls, body: Mapping[str, Any], strict: bool = False) -> Self:
+        """Return an object as a model. Raises `InvalidResource` naming every field that cannot be worked with.
+
+        Fields that this version does not know are left out of a live object: custom resource definitions are upgraded
+        before the operator, and their defaults show at once. `strict` refuses them, as mistakes in a person's file.
+        """
         name = body.get("metadata", {}).get("name", "?")
         if body.get("kind", cls.kind_name) != cls.kind_name:
             raise InvalidResource(f"{name} is a {body.get('kind')}, not a {cls.kind_name}")
         if body.get("apiVersion", API_VERSION) != API_VERSION:
             raise InvalidResource(f"{cls.kind_name} {name}: apiVersion {body.get('apiVersion')} is not {API_VERSION}")
         try:
-            return cls.model_validate({key: body[key] for key in ("metadata", "spec", "status") if key in body})
+            known = {key: body[key] for key in ("metadata", "spec", "status") if key in body}
+            return cls.model_validate(known, extra=None if strict else "ignore")
         except ValidationError as error:
             raise InvalidResource(f"{cls.kind_name} {name}: {_explained(error)}") from error
 

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import BaseModel
 
-from shadowserve_crds.base import Rule, Section
+from shadowserve_crds.base import InvalidResource, Rule, Section
 from shadowserve_crds.generate import KINDS, drifted
 from shadowserve_crds.inferencepool import InferencePool
+from shadowserve_crds.prefixcache import PrefixCache
 from shadowserve_crds.schema import NotStructural, definition, structural
 
 _ROOT = Path(__file__).parents[2]
@@ -86,3 +87,10 @@ def test_a_choice_of_types_is_refused_by_name() -> None:
 
 def test_what_is_committed_is_what_the_models_say() -> None:
     assert not drifted(_ROOT), "run `make generate`"
+
+
+def test_a_live_object_may_have_fields_of_a_newer_version_a_file_may_not() -> None:
+    body = {"metadata": {"name": "kv"}, "spec": {"codec": {"tier": "High", "newer": 1}}}
+    assert PrefixCache.parse(body).spec.codec.tier == "High"
+    with pytest.raises(InvalidResource, match=r"spec\.codec\.newer"):
+        PrefixCache.parse(body, strict=True)

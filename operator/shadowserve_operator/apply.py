@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.errors import Refused
-from shadowserve_operator.plan import Action, Plan, Step
+from shadowserve_operator.kinds import Json
+from shadowserve_operator.plan import Action, Plan, Step, taken
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +39,19 @@ async def apply(cluster: Cluster, plan: Plan) -> Outcome:
 async def _do(cluster: Cluster, step: Step) -> None:
     if step.action in (Action.DELETE, Action.REPLACE):
         await cluster.delete(step.ref, step.uid)
-    if step.action is not Action.DELETE:
-        assert step.manifest is not None
+    if step.action is Action.DELETE:
+        return
+    assert step.manifest is not None
+    if step.action is not Action.CHANGE:
         await cluster.apply(step.manifest)
+    elif not await _changed(cluster, step.manifest):
+        await cluster.overwrite(step.manifest)
+
+
+async def _changed(cluster: Cluster, manifest: Json) -> bool:
+    """Return whether server-side apply was enough: it keeps list entries of others, which may even contradict ours."""
+    try:
+        return taken(manifest, await cluster.apply(manifest))
+    except Refused as refused:
+        _log.info("%s: %s", manifest["metadata"]["name"], refused)
+        return False

@@ -1,4 +1,4 @@
-"""The cluster: the one place that speaks to the Kubernetes API, behind a protocol of seven calls.
+"""The cluster: the one place that speaks to the Kubernetes API, behind a protocol of eight calls.
 
 The real client is thin: server-side apply with our field manager, conditional deletes, merge patches of annotations.
 `tests/fakes.py` has the other one; both pass `tests/test_operator_cluster.py`.
@@ -42,6 +42,12 @@ class Cluster(Protocol):
 
     async def apply(self, manifest: Json) -> Json:
         """Make the object be as the manifest says; what it does not name is left alone. Returns what is now."""
+
+    async def overwrite(self, manifest: Json) -> Json:
+        """Make lists be as the manifest says, too, where somebody else added entries: `apply` never takes those away.
+
+        For an object that exists, and for what it holds, not its metadata. Returns what is now.
+        """
 
     async def delete(self, ref: Ref, uid: str = "") -> None:
         """Delete the object and what it owns; with `uid` only that very one. Gone already is fine."""
@@ -126,6 +132,15 @@ class ApiCluster:
         """See `Cluster`."""
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
         answer = await self._call("PATCH", checked(manifest).path, manifest, _APPLY, query)
+        assert answer is not None
+        return answer
+
+    async def overwrite(self, manifest: Json) -> Json:
+        """See `Cluster`."""
+        contents = {key: value for key, value in manifest.items() if key not in ("apiVersion", "kind", "metadata")}
+        answer = await self._call(
+            "PATCH", checked(manifest).path, contents, _MERGE, {"fieldManager": names.FIELD_MANAGER}
+        )
         assert answer is not None
         return answer
 

@@ -1,7 +1,8 @@
 """Of several operators one acts: it holds a Lease and renews it. The rule is pure; `hold` does what it says.
 
-Whoever finds the Lease without a holder, or not renewed for its whole duration, takes it and waits one renewal before
-acting: had two taken it at once, the second write has won by then and the first one's renewal conflicts.
+Whoever finds the Lease without a holder, or not renewed for its whole duration, takes it. Of two who take the same one
+the second write conflicts. Only where there is none yet two could both make it: whoever does waits one renewal before
+acting. An operator that is asked to end gives the Lease back, so that the next one need not wait for it to run out.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from enum import StrEnum
 
 from shadowserve_crds import names
 from shadowserve_operator.cluster import Cluster
-from shadowserve_operator.errors import ApiUnavailable, Conflict, LeadershipLost
+from shadowserve_operator.errors import ApiUnavailable, Conflict, LeadershipLost, OperatorError
 from shadowserve_operator.kinds import LEASE, Json, Ref
 
 LEASE_NAME = "shadowserve-operator"
@@ -68,7 +69,7 @@ def lease_manifest(namespace: str, identity: str, now: datetime, before: Json | 
 
 
 async def acquire(cluster: Cluster, namespace: str, identity: str, clock: Callable[[], datetime]) -> None:
-    """Return once this operator holds the Lease, and has held it for one renewal."""
+    """Return once this operator holds the Lease."""
     said = ""
     while True:
         try:
@@ -79,8 +80,9 @@ async def acquire(cluster: Cluster, namespace: str, identity: str, clock: Callab
                 _log.info("leader election: %s", said)
             if decision.turn is not Turn.WAIT:
                 taken = await cluster.apply(lease_manifest(namespace, identity, clock(), lease))
-                await asyncio.sleep(RENEW.total_seconds())
-                await cluster.apply(lease_manifest(namespace, identity, clock(), taken))
+                if lease is None:
+                    await asyncio.sleep(RENEW.total_seconds())
+                    await cluster.apply(lease_manifest(namespace, identity, clock(), taken))
                 return
         except (ApiUnavailable, Conflict) as error:
             _log.info("leader election: %s", error)
@@ -103,3 +105,13 @@ async def hold(cluster: Cluster, namespace: str, identity: str, clock: Callable[
             _log.warning("leader election: %s", error)
         if clock() - renewed >= DURATION - RENEW:
             raise LeadershipLost(f"it could not be renewed for {(clock() - renewed).total_seconds():.0f} s")
+
+
+async def release(cluster: Cluster, namespace: str, identity: str, clock: Callable[[], datetime]) -> None:
+    """Give the Lease back, if this operator holds it; one that cannot be given back runs out."""
+    try:
+        lease = await cluster.get(Ref(LEASE, namespace, LEASE_NAME))
+        if lease is not None and decide(lease, identity, clock()).turn is Turn.RENEW:
+            await cluster.apply(lease_manifest(namespace, "", clock(), lease))
+    except OperatorError as error:
+        _log.warning("leader election: the Lease was not given back: %s", error)

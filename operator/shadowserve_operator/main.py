@@ -61,6 +61,7 @@ async def run(settings: OperatorSettings, namespace: str, identity: str, stop: a
             )
             holding = leader.hold(cluster, namespace, identity, utc_now)
             await _together(work, holding, keep_identity(cluster, namespace, utc_now))
+            await leader.release(cluster, namespace, identity, utc_now)
     finally:
         server.shutdown()
 

@@ -128,7 +128,7 @@ def _step(wanted: Json, live: Json | None) -> Step:
     if live is None:
         return Step(Action.CREATE, ref, "it does not exist", wanted)
     uid = live["metadata"]["uid"]
-    if not is_ours(live):
+    if not is_ours(live) and not _same_owner(wanted, live):
         return Step(Action.LEAVE, ref, "it exists, but the operator did not make it: rename or delete it", wanted, uid)
     if _on_its_way_out(live):
         return Step(Action.KEEP, ref, "it is being deleted, and made anew once it is gone", wanted, uid)
@@ -138,6 +138,17 @@ def _step(wanted: Json, live: Json | None) -> Step:
     if difference.startswith(_FIXED.get(ref.kind.name, ())):
         return Step(Action.REPLACE, ref, f"{difference}, which cannot be changed in place", wanted, uid)
     return Step(Action.CHANGE, ref, difference, wanted, uid)
+
+
+def taken(wanted: Json, live: Json) -> bool:
+    """Return whether an object that was applied is as it should be: entries that others added to lists stay."""
+    return _difference(ref_of(wanted), wanted, live) is None
+
+
+def _same_owner(wanted: Json, live: Json) -> bool:
+    """Return whether the live object was made for the same resource: somebody may have taken our label off."""
+    owners = {owner["uid"] for owner in wanted["metadata"].get("ownerReferences") or ()}
+    return any(owner["uid"] in owners for owner in live["metadata"].get("ownerReferences") or ())
 
 
 def _difference(ref: Ref, wanted: Json, live: Json) -> str | None:

@@ -54,12 +54,12 @@ def _placed(document: object) -> Document:
 def _lines(document: Document, caches: list[PrefixCache], settings: OperatorSettings, now: datetime) -> list[str]:
     match document.get("kind"):
         case PrefixCache.kind_name:
-            cache = PrefixCache.parse(document)
+            cache = PrefixCache.parse(document, strict=True)
             caches.append(cache)
             plan = plan_changes(desired_objects(cache, Snapshot(children={}), settings, now).manifests, ())
             return _told(f"PrefixCache {cache.namespace}/{cache.name}", plan, [])
         case InferencePool.kind_name:
-            return _pool_lines(InferencePool.parse(document), caches, settings, now)
+            return _pool_lines(InferencePool.parse(document, strict=True), caches, settings, now)
     return [f"{document.get('kind')}: nothing of the operator's"]
 
 

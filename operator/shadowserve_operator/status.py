@@ -81,9 +81,16 @@ def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheS
 
 
 def settled(status: PrefixCacheStatus | InferencePoolStatus) -> bool:
-    """Return whether nothing is expected to change by itself."""
-    awaited = (READY, PrefixCacheCondition.ROUND_TRIP_VERIFIED)
-    return all(each.reason != Reason.PENDING for each in status.conditions if each.type in awaited)
+    """Return whether nothing is expected to change by itself: all is well, or wrong until the resource is edited."""
+    pending = any(
+        each.reason == Reason.PENDING
+        for each in status.conditions
+        if each.type == PrefixCacheCondition.ROUND_TRIP_VERIFIED
+    )
+    ready = next((each for each in status.conditions if each.type == READY), None)
+    if ready is None or ready.status is ConditionStatus.TRUE:
+        return not pending
+    return ready.reason == Reason.FAILED
 
 
 def invalid_status(

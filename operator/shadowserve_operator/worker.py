@@ -7,13 +7,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
+from dataclasses import dataclass
 
 from shadowserve_operator.errors import ApiUnavailable, Conflict, OperatorError
 from shadowserve_operator.metrics import OperatorMetrics
 from shadowserve_operator.reconcile import Result
 
 _WAITING_SECONDS = 5.0
+"""How soon to look again at what is not settled; twice as long each time that nothing was to be done."""
 _FIRST_RETRY, _LONGEST_RETRY = 1.0, 60.0
 _log = logging.getLogger(__name__)
 Key = tuple[str, str, str]
@@ -45,6 +46,33 @@ class Pokes:
                 yield key
 
 
+@dataclass(slots=True)
+class Pace:
+    """When to look again; `interval` in seconds is how long drift may last."""
+
+    interval: float
+    _idle: int = 0
+    _failures: int = 0
+
+    def after(self, result: Result) -> float:
+        """Return the seconds until the next look: soon while something is awaited, then ever less often."""
+        self._failures = 0
+        if result.writes:
+            self._idle = 0
+        waiting = _WAITING_SECONDS * (1 << min(self._idle, 10))
+        self._idle += not result.writes
+        return self.interval if result.settled else min(self.interval, waiting)
+
+    def after_failure(self) -> float:
+        """Return the seconds until the next try."""
+        self._failures += 1
+        return min(_FIRST_RETRY * (1 << min(self._failures - 1, 10)), _LONGEST_RETRY)
+
+    def poked(self) -> None:
+        """Something happened: what is awaited may come soon."""
+        self._idle = 0
+
+
 async def keep(
     key: Key,
     reconcile: Callable[[], Awaitable[Result]],
@@ -54,7 +82,7 @@ async def keep(
 ) -> None:
     """Reconcile until cancelled; `interval` in seconds is how long drift may last."""
     kind, namespace, name = key
-    poked, failures = pokes.event(key), 0
+    poked, pace = pokes.event(key), Pace(interval)
     try:
         while True:
             poked.clear()
@@ -62,30 +90,31 @@ async def keep(
             try:
                 result = await reconcile()
             except (ApiUnavailable, Conflict) as error:
-                failures += 1
-                delay = min(_FIRST_RETRY * (1 << min(failures - 1, 10)), _LONGEST_RETRY)
+                delay = pace.after_failure()
                 _log.warning("%s %s/%s: %s; again in %g s", kind, namespace, name, error, delay)
                 metrics.reconciled(kind, "error", time.monotonic() - began, 0)
             except OperatorError:
-                failures += 1
                 delay = _LONGEST_RETRY
                 _log.exception("%s %s/%s: a mistake of the operator; again in %g s", kind, namespace, name, delay)
                 metrics.reconciled(kind, "error", time.monotonic() - began, 0)
             else:
-                failures = 0
-                delay = interval if result.settled else min(interval, _WAITING_SECONDS)
+                delay = pace.after(result)
                 outcome = "settled" if result.settled else "waiting"
                 metrics.reconciled(kind, outcome, time.monotonic() - began, result.writes)
                 if result.status is not None:
                     said = {each.type: str(each.status) for each in result.status.conditions}
                     metrics.say(kind, namespace, name, said)
-            await _wait(poked, delay)
+            if await _poked(poked, delay):
+                pace.poked()
     finally:
         pokes.forget(key)
         metrics.say(kind, namespace, name, {})
 
 
-async def _wait(poked: asyncio.Event, seconds: float) -> None:
-    with suppress(TimeoutError):
+async def _poked(poked: asyncio.Event, seconds: float) -> bool:
+    """Wait so long, or until poked; return whether that came."""
+    try:
         async with asyncio.timeout(seconds):
-            await poked.wait()
+            return await poked.wait()
+    except TimeoutError:
+        return False

@@ -8,7 +8,7 @@ import pytest
 from shadowserve_crds import names
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.errors import Conflict, Refused
-from shadowserve_operator.kinds import CONFIG_MAP, PREFIX_CACHE, Json, Ref
+from shadowserve_operator.kinds import CONFIG_MAP, PREFIX_CACHE, SERVICE, Json, Ref
 
 
 class Check(Protocol):
@@ -47,6 +47,25 @@ async def applying_twice_changes_nothing(cluster: Cluster) -> None:
 async def what_is_no_longer_applied_goes(cluster: Cluster) -> None:
     await cluster.apply(config_map("shrinks", {"k": "v", "old": "1"}))
     assert (await cluster.apply(config_map("shrinks", {"k": "w"})))["data"] == {"k": "w"}
+
+
+async def what_was_changed_meanwhile_is_not_overwritten(cluster: Cluster) -> None:
+    seen = await cluster.apply(config_map("raced", {"k": "v"}))
+    await cluster.apply(config_map("raced", {"k": "w"}))
+    late = config_map("raced", {"k": "x"})
+    late["metadata"]["resourceVersion"] = seen["metadata"]["resourceVersion"]
+    with pytest.raises(Conflict):
+        await cluster.apply(late)
+
+
+async def entries_of_others_go_when_a_list_is_overwritten(cluster: Cluster) -> None:
+    ours: Json = {**config_map("listed-ports", {}), "kind": "Service"}
+    del ours["data"]
+    port = {"name": "http", "port": 80, "protocol": "TCP"}
+    await cluster.apply({**ours, "spec": {"ports": [{**port, "port": 81}, {**port, "name": "more", "port": 82}]}})
+    now = await cluster.overwrite({**ours, "spec": {"ports": [port]}})
+    assert [(each["name"], each["port"]) for each in now["spec"]["ports"]] == [("http", 80)]
+    await cluster.delete(Ref(SERVICE, "default", "listed-ports"))
 
 
 async def lists_are_in_order_and_by_label(cluster: Cluster) -> None:
@@ -92,6 +111,8 @@ CONTRACT: tuple[Callable[[Cluster], Awaitable[None]], ...] = (
     nothing_is_found_where_nothing_is,
     applying_twice_changes_nothing,
     what_is_no_longer_applied_goes,
+    what_was_changed_meanwhile_is_not_overwritten,
+    entries_of_others_go_when_a_list_is_overwritten,
     lists_are_in_order_and_by_label,
     listed_objects_say_what_they_are,
     only_the_very_object_is_deleted,

@@ -20,7 +20,7 @@ from shadowserve_operator.kinds import EVENT, Json, Kind, Ref, ref_of
 from shadowserve_operator.store_admin import Access, ExternalAccess
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
-WRITES = ("apply", "delete", "write_status", "annotate", "create_event")
+WRITES = ("apply", "overwrite", "delete", "write_status", "annotate", "create_event")
 
 
 class Killed(BaseException):
@@ -86,6 +86,9 @@ class FakeCluster:
         self._called("apply", ref)
         self._check(ref)
         before = self.objects.get(ref)
+        seen = manifest["metadata"].get("resourceVersion")
+        if seen is not None and (before is None or before["metadata"]["resourceVersion"] != seen):
+            raise Conflict(f"{ref}: the object has been modified")
         owned = {key: value for key, value in manifest.items() if key != "metadata"}
         body = copy.deepcopy(before) if before else {"metadata": {"uid": f"uid-{next(self._numbers)}", "generation": 0}}
         _forget(body, self._applied.get(ref, {}), manifest)
@@ -94,6 +97,15 @@ class FakeCluster:
             body["metadata"]["generation"] = body["metadata"].get("generation", 0) + 1
         self._applied[ref] = copy.deepcopy(manifest)
         if body != before:
+            self._store(ref, body)
+        return copy.deepcopy(body)
+
+    async def overwrite(self, manifest: Json) -> Json:
+        ref = checked(manifest)
+        self._called("overwrite", ref)
+        body = copy.deepcopy(self.objects[ref])
+        _merge(body, {key: value for key, value in copy.deepcopy(manifest).items() if key != "metadata"})
+        if body != self.objects[ref]:
             self._store(ref, body)
         return copy.deepcopy(body)
 

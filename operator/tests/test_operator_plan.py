@@ -65,7 +65,7 @@ def test_what_nobody_wants_is_deleted_first() -> None:
 
 def test_what_somebody_else_made_is_left_alone() -> None:
     wanted = config_map("a", {"k": "v"})
-    plan = plan_changes([wanted], [live(wanted, labels={})])
+    plan = plan_changes([wanted], [live(wanted, labels={}, ownerReferences=[])])
     assert only(plan)[0] is Action.LEAVE
     assert plan.writes == ()
     assert "rename or delete it" in str(plan.foreign[0])
@@ -103,3 +103,9 @@ async def test_what_is_refused_is_told_and_the_rest_goes_on() -> None:
     outcome = await apply(cluster, plan)
     assert outcome.writes == 1
     assert outcome.refusals == ('ConfigMap a: namespaces "nowhere" not found',)
+
+
+def test_our_object_without_its_label_is_still_ours() -> None:
+    wanted = config_map("a", {"k": "v"})
+    stripped = live(wanted, labels={})
+    assert only(plan_changes([wanted], [stripped]))[0] is Action.CHANGE

@@ -6,10 +6,11 @@ LAB := PYTHONPATH=e2e_tests $(PYTHON) -m shadowserve_lab
 DEV := $(LAB) run --with dev
 API_STORIES := crds rendered admission operator manifests rights images cli \
   operator_faults operator_restarts operator_killed
+CLUSTER := $(LAB) run --with dev --with engine --with model
 STACK := $(LAB) run --with store --with dev --with engine --with model
 BENCH := $(STACK) --with kv python dataplane_image/bench/run.py
 
-.PHONY: help setup check test unit engine-test cluster-test image-test soak demo-local generate format bench bench-quick bench-capacity bench-capacity-calibration bench-capacity-prefetch bench-capacity-engine bench-operator clean
+.PHONY: help setup check test unit engine-test cluster-test image-test e2e soak demo-local demo demo-clean generate format bench bench-quick bench-capacity bench-capacity-calibration bench-capacity-prefetch bench-capacity-engine bench-operator clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,7 +27,7 @@ check: ## Lint, types, import contracts, generated code: what CI runs first, und
 	@$(DEV) python -m shadowserve_operator.install --check
 	@$(DEV) mypy
 
-test: check unit engine-test cluster-test image-test ## Everything, on a fresh machine too: checks, unit tests, stories
+test: check unit engine-test cluster-test image-test e2e ## Everything, on a fresh machine too: checks, unit tests, stories
 
 unit: ## Tests that need no engine: formats, store, pipeline, data plane, sidecar
 	@$(LAB) run --with store --with dev python -m pytest -m "not engine" $(ARGS)
@@ -41,11 +42,20 @@ cluster-test: ## Stories with a real API server, built from Go modules on first 
 image-test: ## The test bed's images start; the arm64 data plane, emulated, makes the same bytes (root; some minutes)
 	@$(DEV) python -m pytest e2e_tests/test_e2e_images.py e2e_tests/test_e2e_arm64.py $(ARGS)
 
+e2e: ## Stories on a cluster with nodes (PROVIDER=native): install, hits through a card, everything that can break
+	@$(CLUSTER) python -m pytest --timeout 900 $(sort $(wildcard e2e_tests/test_e2e_cluster_*.py)) $(ARGS)
+
 soak: ## 1000 requests through two engines and a store that is too small
 	@$(STACK) python -m shadowserve_lab.soak $(ARGS)
 
 demo-local: ## Two vLLM engines, one cache: the second answers a long prompt from what the first computed
 	@$(STACK) python -m shadowserve_lab.demo $(ARGS)
+
+demo: ## A Kubernetes on this machine: B answers from what A computed, restored on a card; then the card's node dies
+	@$(CLUSTER) python -m shadowserve_testbed.demo $(ARGS)
+
+demo-clean: ## Remove the demo's Kubernetes with all that runs on it
+	@$(DEV) python -m shadowserve_testbed.demo --clean
 
 generate: ## Write the generated code, custom resource definitions and reference
 	@$(DEV) python -m shadowserve_dataplane.fetch.generate

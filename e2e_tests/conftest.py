@@ -1,17 +1,24 @@
 """One stack of real parts for all stories: float32 and lossless, so that answers can be compared token by token."""
 
 import itertools
+import os
 import shutil
 from collections.abc import Generator, Iterator
 
 import pytest
 
+from cluster_story import Bed
 from engine_story import Story
 from shadowserve_crds.generate import KINDS
 from shadowserve_lab.home import REPOSITORY, default_home, say
 from shadowserve_lab.stack import Environments, Stack, StackOptions
+from shadowserve_testbed import scenario
 from shadowserve_testbed.api_server import ESTABLISHED, ApiServer
 from shadowserve_testbed.binaries import CONTROL_PLANE, Binaries, ModulesUnreachable
+from shadowserve_testbed.installation import install, overlay_of, remove
+from shadowserve_testbed.native import preflight
+from shadowserve_testbed.provider import Provider, Shape
+from shadowserve_testbed.providers import PROVIDERS
 
 _PROMPT_NUMBERS = itertools.count()
 _LOG_BYTES = 3000
@@ -45,6 +52,38 @@ def api() -> Iterator[ApiServer]:
         server.kubectl("apply", "--server-side", "-k", str(REPOSITORY / "crds/generated"))
         server.kubectl(*ESTABLISHED, *(f"{kind.plural}.shadowserve.io" for kind in KINDS))
         yield server
+
+
+@pytest.fixture(scope="session")
+def provider() -> Provider:
+    """What makes clusters with nodes, named by PROVIDER; everything it needs is built."""
+    name, home = os.environ.get("PROVIDER", "native"), default_home()
+    facts = preflight.look(home.root)
+    if name == "native" and (facts.lacking or shutil.which("go") is None):
+        pytest.skip(f"no cluster with nodes here: {'; '.join(facts.lacking) or 'Go is not installed'}")
+    found = PROVIDERS[name](home)
+    try:
+        found.build()
+    except ModulesUnreachable as error:
+        pytest.skip(f"the cluster cannot be built here: {error}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def bed(provider: Provider) -> Iterator[Bed]:
+    """A cluster with nodes, with everything installed. One that runs already stays."""
+    name, home = os.environ.get("PROVIDER", "native"), default_home()
+    ours = not provider.running()
+    try:
+        kubectl = provider.up(Shape())
+        remove(kubectl, scenario.NAMESPACE, 120.0, say)
+        install(provider, home, overlay_of(name), scenario.NAMESPACE)
+        found = Bed(provider)
+        with found.access:
+            yield found
+    finally:
+        if ours:
+            provider.down()
 
 
 @pytest.fixture(scope="session")

@@ -21,11 +21,11 @@ from shadowserve_lab.stack import Environments, Stack, StackOptions
 CHUNK_TOKENS = 256
 ANSWER_TOKENS = 24
 MAX_PROMPT_TOKENS = 3584
-_QUESTION = "\n\nQuestion: how does the text above go on after these words?\n\n"
+QUESTION = "\n\nQuestion: how does the text above go on after these words?\n\n"
 _HINT = slice(100, 196)
 """Tokens of the text that follow the question: what comes next stands in the text, so the answer hangs on the cache."""
-_EQUAL_ON_DEMO_TEXT = ("High", "Balanced")
-_EXTERNAL_HITS = "vllm:external_prefix_cache_hits_total"
+EQUAL_ON_DEMO_TEXT = ("High", "Balanced")
+EXTERNAL_HITS = "vllm:external_prefix_cache_hits_total"
 _STORED_SECONDS = 30.0
 
 
@@ -57,18 +57,18 @@ def make_prompts(tokens: Sequence[int], question: Sequence[int]) -> Prompts:
 def run(stack: Stack, text: str) -> Figures:
     """Send the prompts and return what was seen."""
     a, b = stack.engines["a"].client, stack.engines["b"].client
-    prompts = make_prompts(a.tokenize(text), a.tokenize(_QUESTION))
-    _warm_up([a, b], len(prompts.partial))
+    prompts = make_prompts(a.tokenize(text), a.tokenize(QUESTION))
+    warm_up([a, b], len(prompts.partial))
     say(f"prompt of {len(prompts.whole)} tokens: cold at A")
     cold = a.complete(Ask(prompts.whole, ANSWER_TOKENS))
     local = a.complete(Ask(prompts.whole, ANSWER_TOKENS))
     _wait_stored(stack, prompts.chunks)
     say("the same prompt at B, then one that shares only its first half")
     wire = _wire_bytes(stack)
-    remote, external = _counted(b, prompts.whole)
+    remote, external = counted(b, prompts.whole)
     wire = _wire_bytes(stack) - wire
     b.reset_prefix_cache()  # else B finds the shared half in its own memory
-    partial, partial_external = _counted(b, prompts.partial)
+    partial, partial_external = counted(b, prompts.partial)
     reference = a.complete(Ask(prompts.partial, ANSWER_TOKENS))
     return Figures(
         prompt_tokens=len(prompts.whole),
@@ -83,7 +83,7 @@ def run(stack: Stack, text: str) -> Figures:
     )
 
 
-def _warm_up(engines: Sequence[EngineClient], longest: int) -> None:
+def warm_up(engines: Sequence[EngineClient], longest: int) -> None:
     """Let both engines meet short and long shapes first, so that first-use costs do not blur the figures."""
     say("warming the engines up")
     for engine in engines:
@@ -93,10 +93,11 @@ def _warm_up(engines: Sequence[EngineClient], longest: int) -> None:
             engine.complete(Ask(unrelated, 2))
 
 
-def _counted(engine: EngineClient, prompt: Sequence[int]) -> tuple[Answer, int]:
-    before = engine.metrics().total(_EXTERNAL_HITS)
+def counted(engine: EngineClient, prompt: Sequence[int]) -> tuple[Answer, int]:
+    """Return the answer, and how many tokens of the prompt the engine took from outside."""
+    before = engine.metrics().total(EXTERNAL_HITS)
     answer = engine.complete(Ask(prompt, ANSWER_TOKENS))
-    return answer, round(engine.metrics().total(_EXTERNAL_HITS) - before)
+    return answer, round(engine.metrics().total(EXTERNAL_HITS) - before)
 
 
 def _wait_stored(stack: Stack, chunks: int) -> None:
@@ -163,7 +164,7 @@ def _shown(options: argparse.Namespace, text: str) -> int:
         Console().print(render(figures))
         if options.json:
             options.json.write_text(json.dumps(figures.as_json(), indent=2) + "\n")
-        exact = options.tier == "Lossless" or (options.tier in _EQUAL_ON_DEMO_TEXT and options.prompt_file is None)
+        exact = options.tier == "Lossless" or (options.tier in EQUAL_ON_DEMO_TEXT and options.prompt_file is None)
         if wrong := figures.disappointment(exact):
             say(wrong)
         if options.keep:

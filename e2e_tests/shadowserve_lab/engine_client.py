@@ -58,7 +58,10 @@ class EngineClient:
         return tokens
 
     def complete(self, ask: Ask) -> Answer:
-        """Return the streamed answer. Raises `urllib.error.HTTPError` when the engine refuses."""
+        """Return the streamed answer.
+
+        Raises `urllib.error.HTTPError` when the engine refuses, `ConnectionError` when it fails on the way.
+        """
         body = {
             "model": self.model,
             "prompt": list(ask.prompt),
@@ -79,12 +82,17 @@ class EngineClient:
             for line in stream:
                 if not line.startswith(b"data: {"):
                     continue
-                choice = json.loads(line[6:])["choices"][0]
+                event = json.loads(line[6:])
+                if "choices" not in event:
+                    raise ConnectionError(f"the engine broke off: {event.get('error', event)}")
+                choice = event["choices"][0]
                 new = choice.get("token_ids") or []
                 tokens += new
                 text += choice["text"]
                 logprobs += (choice.get("logprobs") or {}).get("token_logprobs") or []
                 arrivals += [time.perf_counter() - start] * len(new)
+        if not arrivals:
+            raise ConnectionError("the engine ended its answer before the first token")
         return Answer(arrivals[0], tuple(tokens), text, tuple(logprobs), tuple(arrivals), start)
 
     def reset_prefix_cache(self) -> None:

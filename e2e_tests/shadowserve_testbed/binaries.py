@@ -101,6 +101,15 @@ class Binaries:
         """Return those that are still to be built."""
         return [tool for tool in tools if not self._home.has(tool.artifact)]
 
+    def ensure(self, tools: Sequence[Tool]) -> None:
+        """Build those that are missing, and say beforehand how long that may take. Raises `BuildError`."""
+        with self._home.locked():
+            if missing := self.missing(tools):
+                minutes, listed = sum(tool.minutes for tool in missing), ", ".join(tool.name for tool in missing)
+                self._home.say(f"to build: {listed}; about {minutes:g} minutes on two cores")
+            for tool in tools:
+                self.path(tool)
+
     def _build(self, tool: Tool, folder: Path) -> None:
         go = shutil.which("go")
         if go is None:

@@ -11,7 +11,7 @@ import typer
 
 from shadowserve_lab.home import Home, default_home
 from shadowserve_testbed.api_server import ApiServer
-from shadowserve_testbed.binaries import CLUSTER, CONTROL_PLANE, Binaries, BuildError, Tool
+from shadowserve_testbed.binaries import CLUSTER, CONTROL_PLANE, Binaries, BuildError
 from shadowserve_testbed.errors import TestbedError
 from shadowserve_testbed.images.catalogue import Images
 from shadowserve_testbed.images.command import images as list_images
@@ -37,13 +37,16 @@ def testbed() -> None:
 @application.command()
 def build() -> None:
     """Build what the test bed runs; an interrupted build goes on where it was."""
-    _built(CLUSTER)
+    with _told():
+        Binaries(default_home()).ensure(CLUSTER)
 
 
 @application.command("api-server")
 def api_server() -> None:
     """Run an API server with its etcd, without nodes, until Ctrl-C; prints the kubeconfig's path."""
-    binaries = _built(CONTROL_PLANE)
+    binaries = Binaries(default_home())
+    with _told():
+        binaries.ensure(CONTROL_PLANE)
     with ApiServer(binaries, default_home().say) as server:
         typer.echo(f"export KUBECONFIG={server.kubeconfig}")
         signal.sigwait({signal.SIGINT, signal.SIGTERM})
@@ -59,7 +62,6 @@ def up(
     rates = dict(word.partition("=")[::2] for word in link)
     with _told():
         home, cluster = _cluster()
-        _build(home, CLUSTER)
         kubectl = cluster.up(Shape(hosts, cards, rates))
         typer.echo(f"export KUBECONFIG={kubectl.kubeconfig}")
         home.say("every node is ready. Next: shadowserve testbed load, or shadowserve testbed status")
@@ -150,20 +152,3 @@ def _told() -> Iterator[None]:
 def _cluster() -> tuple[Home, NativeCluster]:
     home = default_home()
     return home, native(home)
-
-
-def _built(tools: tuple[Tool, ...]) -> Binaries:
-    with _told():
-        return _build(default_home(), tools)
-
-
-def _build(home: Home, tools: tuple[Tool, ...]) -> Binaries:
-    """Build what is missing. Raises `BuildError`."""
-    binaries = Binaries(home)
-    with home.locked():
-        if missing := binaries.missing(tools):
-            minutes, listed = sum(tool.minutes for tool in missing), ", ".join(tool.name for tool in missing)
-            home.say(f"to build: {listed}; about {minutes:g} minutes on two cores")
-        for tool in tools:
-            binaries.path(tool)
-    return binaries

@@ -21,12 +21,20 @@ class Shape:
 class Provider(Protocol):
     """A test bed. Every method may be called at any time, and again after it failed. All raise `TestbedError`."""
 
+    def build(self) -> None:
+        """Make what it runs, as far as that is not there yet; raises `BuildError` as well."""
+        ...
+
     def up(self, shape: Shape) -> Kubectl:
         """Return once every node is ready; starts what does not run."""
         ...
 
     def down(self) -> None:
         """Remove all of it, whatever is left of it."""
+        ...
+
+    def running(self) -> bool:
+        """Whether there is one, well or not."""
         ...
 
     def kubectl(self) -> Kubectl:
@@ -37,8 +45,8 @@ class Provider(Protocol):
         """Return the nodes of the test bed that runs, whether they are well or not."""
         ...
 
-    def load(self, archives: Mapping[str, Path]) -> None:
-        """Make images known to every node; `archives` are OCI archives by reference."""
+    def load(self, archives: Mapping[str, Path]) -> list[str]:
+        """Make images known to every node; `archives` are OCI archives by reference. Return those that were not."""
         ...
 
     def lose(self, node: str) -> None:

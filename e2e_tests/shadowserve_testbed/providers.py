@@ -1,10 +1,12 @@
 """Makes test beds."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from shadowserve_lab.home import Home
 from shadowserve_testbed.images.catalogue import PAUSE, Images
 from shadowserve_testbed.native.cluster import NativeCluster
+from shadowserve_testbed.provider import Provider
 
 
 def native(home: Home) -> NativeCluster:
@@ -15,3 +17,7 @@ def native(home: Home) -> NativeCluster:
         return next(images.archive(image).path for image in images.images() if image.reference == PAUSE)
 
     return NativeCluster(home, pause)
+
+
+PROVIDERS: dict[str, Callable[[Home], Provider]] = {"native": native}
+"""Kinds of test beds by name; each has manifests of that name in `manifests/overlays`."""

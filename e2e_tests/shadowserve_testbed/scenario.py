@@ -1,6 +1,6 @@
 """The resources of demo and stories: a cache whose data plane runs on a card, and a pool of engines that uses it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shadowserve_crds import names
@@ -9,9 +9,10 @@ from shadowserve_testbed.layout import CARD_TAINT
 
 NAMESPACE = "default"
 CACHE, POOL, MODEL = "demo", "smollm2", "smollm2"
+TIER = "Balanced"
 
 
-def cache_manifest(tier: str = "Balanced") -> dict[str, Any]:
+def cache_manifest(tier: str = TIER) -> dict[str, Any]:
     """Return the PrefixCache; small, so that all of it fits on two cores."""
     store = {"memoryPerShard": "512Mi", "resources": {"cpu": "250m", "memory": "640Mi"}}
     spec = {
@@ -30,11 +31,13 @@ def cache_manifest(tier: str = "Balanced") -> dict[str, Any]:
     return _resource("PrefixCache", CACHE, spec)
 
 
-def pool_manifest(replicas: int = 2, arguments: Sequence[str] = ()) -> dict[str, Any]:
+def pool_manifest(
+    replicas: int = 2, arguments: Sequence[str] = (), variables: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Return the InferencePool."""
     spec = {
         "model": {"name": MODEL, "source": model_source()},
-        "engine": engine_section(["--max-model-len", "4096", "--dtype", "bfloat16", *arguments]),
+        "engine": engine_section(["--max-model-len", "4096", "--dtype", "bfloat16", *arguments], variables),
         "replicas": replicas,
         "cacheRef": {"name": CACHE},
         "rollout": {"drain": "2s"},

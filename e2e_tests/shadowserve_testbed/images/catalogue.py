@@ -130,7 +130,7 @@ class Images:
 
     def _engine(self) -> Image:
         suite = _suite_of_engine()
-        packages = ("python3", "libgomp1", "libnuma1", "libstdc++6", *_SHELL)
+        packages = ("python3", "libgomp1", "libnuma1", "libstdc++6", "util-linux", *_SHELL)  # vLLM runs lscpu
         system = System(suite, native(), packages)
         ingredients = (*system.ingredients, ENGINE_FOLDER, "2")
         part = Part("engine", ingredients, lambda tree, work: _fill_engine(system, tree, work))

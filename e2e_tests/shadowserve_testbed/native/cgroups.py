@@ -11,6 +11,8 @@ from shadowserve_testbed.errors import TestbedError
 
 ROOT = Path("/sys/fs/cgroup")
 _NEEDED = frozenset({"cpu", "cpuset", "memory", "pids"})
+_WEIGHTS = {"cpu.shares": 1024, "cpu.weight": 100}
+"""What one core is worth, in versions 1 and 2: without it a node counts as much as one process beside it."""
 _KILL_SECONDS = 20.0
 
 
@@ -30,6 +32,9 @@ def ensure_cgroup(name: str) -> None:
             file, above = group / f"cpuset.{kind}", hierarchy / f"cpuset.{kind}"
             if above.exists() and not file.read_text().strip():
                 file.write_text(above.read_text())
+        for kind, one in _WEIGHTS.items():
+            if (file := group / kind).exists():
+                file.write_text(str(one * (os.cpu_count() or 1)))
 
 
 def kill_cgroup(name: str) -> None:

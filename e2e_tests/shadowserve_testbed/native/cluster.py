@@ -52,6 +52,11 @@ class NativeCluster:
         """Return what is remembered of the test bed; None when there is none."""
         return read_state(self._state_file)
 
+    def running(self) -> bool:
+        """Whether there is one of this boot, well or not."""
+        state = self.state()
+        return state is not None and state.boot == boot_id()
+
     def nodes(self) -> Sequence[Node]:
         """Return the nodes of the test bed that runs. Raises `TestbedError`."""
         return self._running().nodes
@@ -61,13 +66,16 @@ class NativeCluster:
         self._running()
         return self._kubectl()
 
+    def build(self) -> None:
+        """Build the programs that are missing. Raises `BuildError`."""
+        self._binaries.ensure(CLUSTER)
+
     def up(self, shape: Shape) -> Kubectl:
         """Return once every node is ready; starts what does not run. Raises `TestbedError`, `BuildError`."""
         nodes = make_nodes(shape.hosts, shape.cards, shape.rates)
         preflight.ensure(self._home.root, self._home.say)
+        self.build()
         with self._home.locked():
-            for tool in CLUSTER:
-                self._binaries.path(tool)
             pause = self._pause()
         with self._alone():
             self._make_room(shape)
@@ -85,23 +93,20 @@ class NativeCluster:
         with self._alone():
             remove_all(self.folder)
 
-    def load(self, archives: Mapping[str, Path]) -> None:
-        """Import images into every node's containerd, those that it does not have. Raises `TestbedError`."""
-        for node in self.nodes():
-            for reference, archive in archives.items():
-                self._import(node, reference, archive)
+    def load(self, archives: Mapping[str, Path]) -> list[str]:
+        """Import images into every node's containerd; return those that one did not have. Raises `TestbedError`."""
+        nodes = self.nodes()
+        return sorted({name for name, path in archives.items() for node in nodes if self._import(node, name, path)})
 
     def lose(self, node: str) -> None:
         """Cut the node off, then kill all that runs on it. Raises `TestbedError`."""
         lost = self._node(node)
         fabric.cut(lost)
-        self.daemons.kill([daemon.name for daemon in self._programs.of_node(lost)])
-        cgroups.kill_cgroup(cgroup(lost))
+        self._halt(lost)
 
     def restore(self, node: str) -> None:
         """Start the node again, as a machine that boots: nothing runs and nothing is mounted on it."""
         found = self._node(node)
-        unmount_below(self._programs.paths(found).folder)
         with self._alone():
             fabric.ensure_fabric(self.nodes())
             self._start_node(found, self._pause())
@@ -117,7 +122,7 @@ class NativeCluster:
 
     def _running(self) -> State:
         state = self.state()
-        if state is None or state.boot != boot_id():
+        if state is None or not self.running():
             raise TestbedError("no test bed runs here: shadowserve testbed up")
         return state
 
@@ -160,11 +165,19 @@ class NativeCluster:
         cgroups.ensure_cgroup(cgroup(node))
         write_node_files(node, paths, self._files.api_server.authority, plugins, preflight.runc())
         runtime, *others = self._programs.of_node(node)
+        if not self.daemons.running().keys() & {runtime.name, *(other.name for other in others)}:
+            self._halt(node)  # as after a boot: nothing runs, and nothing is mounted
+            unmount_below(paths.folder)
         self.daemons.ensure([runtime])
         ctr = self._ctr(node)
         self._wait(lambda: succeeds(*ctr, "version"), _RUNTIME_SECONDS, runtime.name, [runtime.name])
         self._import(node, "testbed.local/pause:dev", pause)
         self.daemons.ensure(others)
+
+    def _halt(self, node: Node) -> None:
+        """Kill everything on a node."""
+        self.daemons.kill([daemon.name for daemon in self._programs.of_node(node)])
+        cgroups.kill_cgroup(cgroup(node))
 
     def _wait_ready(self, kubectl: Kubectl, nodes: Sequence[Node]) -> None:
         wanted = {node.name for node in nodes}
@@ -190,16 +203,17 @@ class NativeCluster:
         socket = self._programs.paths(node).socket
         return (str(self._binaries.path(CTR)), "--address", str(socket), "--namespace", "k8s.io")
 
-    def _import(self, node: Node, reference: str, archive: Path) -> None:
-        """Import an image, if it is not the one that the node has: archives of other content have other paths."""
+    def _import(self, node: Node, reference: str, archive: Path) -> bool:
+        """Import an image, unless it is the one that the node has: archives of other content have other paths."""
         record = self._programs.paths(node).folder / "images" / reference.replace("/", "_")
         if record.exists() and record.read_text() == str(archive):
-            return
+            return False
         if archive.stat().st_size > 20 << 20:
             self._home.say(f"{node.name}: importing {reference}, {archive.stat().st_size >> 20} MiB")
         run(*self._ctr(node), "images", "import", str(archive), seconds=_IMPORT_SECONDS)
         record.parent.mkdir(exist_ok=True)
         record.write_text(str(archive))
+        return True
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

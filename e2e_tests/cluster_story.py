@@ -1,0 +1,81 @@
+"""What stories on a cluster with nodes share: one test bed, what runs on it, and waiting on what is."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from shadowserve_lab.engine_client import EngineClient
+from shadowserve_lab.home import say
+from shadowserve_testbed import scenario
+from shadowserve_testbed.access import Access
+from shadowserve_testbed.errors import TestbedError
+from shadowserve_testbed.installation import apply, remaining
+from shadowserve_testbed.kubectl import Kubectl
+from shadowserve_testbed.pods import Pod, data_planes, engines
+from shadowserve_testbed.provider import Provider
+from shadowserve_testbed.waiting import wait_for
+
+SECONDS = 120.0
+"""How long anything may take that is not an engine's start."""
+
+
+class Bed:
+    """A cluster with the operator installed."""
+
+    def __init__(self, provider: Provider) -> None:
+        self.provider = provider
+        self.kubectl: Kubectl = provider.kubectl()
+        self.access = Access(self.kubectl)
+
+    def wait(self, what: str, holds: Callable[[], object], seconds: float = SECONDS) -> None:
+        """Return once it holds; raises `TestbedError` with what there is."""
+        try:
+            wait_for(lambda: [] if holds() else ["not yet"], what, seconds, say)
+        except TestbedError as error:
+            listed = self.kubectl.run("get", "pods,pfc,sspool,dpub", "--all-namespaces", "-o", "wide")
+            raise TestbedError(f"{error}\n{listed}") from error
+
+    def apply(self, *manifests: Mapping[str, Any]) -> None:
+        """Apply objects."""
+        apply(self.kubectl, *manifests)
+
+    def ready(self, what: str) -> bool:
+        """Whether a resource (as "pfc/demo") says that it is, of its current generation."""
+        return self.condition(what, "Ready") == "True"
+
+    def condition(self, what: str, kind: str, part: str = "status") -> str:
+        """Return a part of a condition, "" while it does not say it of the current generation."""
+        body = self.kubectl.get(what) or {"metadata": {"generation": 1}}
+        status = body.get("status", {})
+        if status.get("observedGeneration", 0) != body["metadata"]["generation"]:
+            return ""
+        return next((str(each[part]) for each in status.get("conditions", ()) if each["type"] == kind), "")
+
+    def engines(self) -> list[Pod]:
+        """Return the pool's pods."""
+        return engines(self.kubectl, scenario.NAMESPACE, scenario.POOL)
+
+    def planes(self) -> list[Pod]:
+        """Return the cache's data planes."""
+        return data_planes(self.kubectl, scenario.NAMESPACE, scenario.CACHE)
+
+    def client(self, pod: Pod) -> EngineClient:
+        """Return a client of an engine."""
+        return self.access.engine(scenario.NAMESPACE, pod.name, scenario.MODEL)
+
+    def place(self, pod: str) -> str:
+        """Return where a pod's sidecar restores chunks, as it says itself; "" while it cannot be asked."""
+        try:
+            metrics = self.access.sidecar(scenario.NAMESPACE, pod)
+        except OSError:
+            return ""
+        named = ("dpu", "host", "none")
+        return next((place for place in named if metrics.total("shadowserve_placement_info", place=place)), "")
+
+    def restored(self, plane: Pod) -> float:
+        """Return how many chunks a data plane has restored."""
+        metrics = self.access.data_plane(scenario.NAMESPACE, plane.name)
+        return metrics.total("shadowserve_chunks_total", result="landed")
+
+    def remaining(self) -> list[str]:
+        """Return what our resources left behind."""
+        return remaining(self.kubectl, scenario.NAMESPACE)

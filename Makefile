@@ -8,7 +8,8 @@ API_STORIES := crds rendered admission operator manifests rights images cli \
   operator_faults operator_restarts operator_killed
 CLUSTER := $(LAB) run --with dev --with engine --with model
 STACK := $(LAB) run --with store --with dev --with engine --with model
-BENCH := $(STACK) --with kv python dataplane_image/bench/run.py
+RIVALS := --with lmcache --with mooncake --with nixl
+BENCH := python dataplane_image/bench/run.py
 
 .PHONY: help setup check test unit engine-test cluster-test image-test e2e soak demo-local demo demo-clean generate format bench bench-quick bench-capacity bench-capacity-calibration bench-capacity-prefetch bench-capacity-engine bench-operator clean
 
@@ -67,13 +68,13 @@ format: ## Fix what ruff can fix
 	@$(DEV) ruff format .
 
 bench: ## All benchmarks of the data plane: a table of ratios and goals, every figure in bench-results.jsonl
-	@$(BENCH) $(ARGS)
+	@$(STACK) --with kv $(RIVALS) $(BENCH) $(ARGS)
 
 bench-quick: ## The same with fewer samples, in under ten minutes
-	@$(BENCH) --quick $(ARGS)
+	@$(STACK) --with kv $(RIVALS) $(BENCH) --quick $(ARGS)
 
 bench-%: ## One of them: make bench-pipeline, bench-codec, ... ARGS="-- --help" shows its options
-	@$(BENCH) $* $(ARGS)
+	@$(STACK) --with kv $(if $(filter rivals codec,$*),$(RIVALS)) $(BENCH) $* $(ARGS)
 
 bench-capacity: ## Prefetching: the paper's table in simulated time, and real processes on the cores there are
 	@$(DEV) python operator/bench/prefetch.py $(ARGS)

@@ -62,8 +62,10 @@ class ReceiveOnly:
 class Naive:
     """A stock client; each chunk is received, decompressed into new arrays (and dequantized), copied to its slot."""
 
-    def __init__(self, port: int, shape: KvShape, mode: LandingMode, landing: LandingBuffer) -> None:
-        self._client = valkey.Valkey("127.0.0.1", port, socket_timeout=30)
+    def __init__(
+        self, port: int, shape: KvShape, mode: LandingMode, landing: LandingBuffer, host: str = "127.0.0.1"
+    ) -> None:
+        self._client = valkey.Valkey(host, port, socket_timeout=30)
         self._shape, self._mode, self._landing = shape, mode, landing
 
     def fetch(self, requests: Sequence[ChunkRequest]) -> None:

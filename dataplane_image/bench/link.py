@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-_PIECE = 256 * 1024
+_PIECE = 64 * 1024
 _CREDIT_SECONDS = 0.03
 _SECONDS = 10.0
 

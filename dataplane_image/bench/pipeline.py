@@ -16,7 +16,7 @@ from pathlib import Path
 
 from clients import Naive, ReceiveOnly
 from link import ShapedLink
-from ours import Ours, landing_buffer, landing_elsewhere, leased
+from ours_pipeline import Ours, landing_buffer, landing_elsewhere, leased
 from real_kv import EncodedChunk, encoded_chunks, filled, interleaved, kv_shape
 from real_store import Certificate, RedisServer
 from results import Goal, Report, at_least, at_most
@@ -82,7 +82,7 @@ def _header(chunk: EncodedChunk) -> ChunkHeader:
 class Bench:
     """The chunks, where they land, the report, and everything that has to be closed."""
 
-    def __init__(self, options: argparse.Namespace, open_until_end: ExitStack) -> None:
+    def __init__(self, name: str, options: argparse.Namespace, open_until_end: ExitStack) -> None:
         self.shape = kv_shape()
         self.chunks = encoded_chunks(Tier.parse(options.tier), options.chunks)
         self.values_gb = len(self.chunks) * self.shape.values_bytes / 1e9
@@ -90,7 +90,7 @@ class Bench:
         self.requests = self.requests_for(leased(self.landing, self.shape, len(self.chunks)))
         encoded = sum(len(chunk.encoded) for chunk in self.chunks)
         parameters = {**vars(options), "chunks": len(self.chunks), "encoded_bytes": encoded, "restored": "bfloat16 KV"}
-        self.report = Report("pipeline", parameters, options.noise_bound)
+        self.report = Report(name, parameters, options.noise_bound)
         self.repeats: int = options.repeats
         self._stack = open_until_end
 
@@ -231,7 +231,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--noise-bound", type=float, default=0.25, help="a figure is refused above this (default 0.25)")
     options = parser.parse_args(arguments)
     with ExitStack() as stack:
-        bench = Bench(options, stack)
+        bench = Bench("pipeline", options, stack)
         server, secure = bench.store(), bench.store(tls=True)
         by_processor_time(bench, server, secure, options.passes)
         over_a_link(bench, server, options.rates)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from real_store import RedisServer
@@ -13,6 +14,8 @@ from real_store import RedisServer
 from shadowserve_dataplane.chunks import ChunkKey, KvDtype, KvShape, store_key
 from shadowserve_dataplane.codec.encode import Encoder
 from shadowserve_dataplane.codec.tiers import Tier
+
+Sample = TypeVar("Sample")
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,10 @@ def filled(server: RedisServer, chunks: Sequence[EncodedChunk]) -> Iterator[Redi
 
 
 def interleaved(
-    repeats: int, variants: dict[str, Callable[[], float]], say: Callable[[str], None] = lambda _: None
-) -> dict[str, list[float]]:
+    repeats: int, variants: dict[str, Callable[[], Sample]], say: Callable[[str], None] = lambda _: None
+) -> dict[str, list[Sample]]:
     """Return `repeats` samples of every variant, taken turn by turn, after one round that does not count."""
-    samples: dict[str, list[float]] = {name: [] for name in variants}
+    samples: dict[str, list[Sample]] = {name: [] for name in variants}
     for repeat in range(repeats + 1):
         say(f"round {repeat} of {repeats}" if repeat else "warming up")
         for name, measure in variants.items():

@@ -43,6 +43,9 @@ class Script:
 
 SCRIPTS = (
     Script("pipeline", quick=("--repeats", "5", "--passes", "2", "--rates", "2", "5")),
+    Script("roofline", quick=("--repeats", "5", "--passes", "2")),
+    Script("memory"),
+    Script("rivals", quick=("--repeats", "4")),
     Script("codec", quick=("--texts", "1")),
     Script("engine_ttft", "dev", quick=("--repeats", "3", "--streams", "0", "--places", "sidecar")),
     Script("scatter_gpu", quick=("--repeats", "3", "--speeds", "40"), on_gpu=True),

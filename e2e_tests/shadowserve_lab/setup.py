@@ -12,6 +12,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
+from ctypes.util import find_library
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -72,10 +73,7 @@ class Setup:
         for name in STORE_SERVERS:
             if found := shutil.which(name):
                 return found
-        command = "apt-get update && apt-get install --no-install-recommends -y redis-server"
-        if os.geteuid() != 0 or shutil.which("apt-get") is None:
-            raise SetupError(f"no Valkey or Redis server is installed. As root: {command}")
-        self._install_system_package("redis-server", command)
+        self._require_package("redis-server", "no Valkey or Redis server is installed")
         return self.store_server()
 
     def uv(self) -> str:
@@ -98,9 +96,12 @@ class Setup:
         if find_spec("ensurepip") is not None:
             return
         package = f"python{sys.version_info[0]}.{sys.version_info[1]}-venv"
+        self._require_package(package, "this Python cannot make environments")
+
+    def _require_package(self, package: str, why: str) -> None:
         command = f"apt-get update && apt-get install --no-install-recommends -y {package}"
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
-            raise SetupError(f"this Python cannot make environments. As root: {command}")
+            raise SetupError(f"{why}. As root: {command}")
         self._install_system_package(package, command)
 
     def _build_dev(self, folder: Path) -> None:
@@ -143,6 +144,8 @@ class Setup:
         self._environment(folder)
         if name in _WITH_TORCH:
             self._install_torch(folder, name)
+        if name == "mooncake" and find_library("ibverbs") is None:
+            self._require_package("libibverbs1", "Mooncake needs the library libibverbs, also for TCP")
         self._install(folder, "--no-deps", "-r", str(PINS / f"{name}.txt"))
 
     def _rival_artifact(self, name: str, python: str) -> Artifact:

@@ -317,7 +317,7 @@ class SecuritySpec(Section):
     transport: Transport = Transport.MUTUAL_TLS
     """`MutualTLS`: certificates are issued and rotated by the operator. `Plaintext` must be asked for."""
     issuer_ref: IssuerReference | None = None
-    """Let cert-manager issue the certificates instead."""
+    """Let cert-manager issue the certificates instead; needs an issuer that tells its authority (`ca.crt`)."""
 
 
 class PrefixCacheSpec(Section):
@@ -388,7 +388,7 @@ class PrefixCacheCondition(StrEnum):
     PAIRING_RESOLVED = "PairingResolved"
     """Every card has one host (reasons: Succeeded, HostNotFound, AmbiguousHost, SelfPair, NameTooLong, NotNeeded)."""
     CERTIFICATES_READY = "CertificatesReady"
-    """Every certificate is valid (reasons: Succeeded, Pending, Expired, IssuerNotFound, NotNeeded)."""
+    """Every certificate is valid (reasons: Succeeded, Pending, Expired, IssuerNotFound, NotNeeded, Error)."""
     ROUND_TRIP_VERIFIED = "RoundTripVerified"
     """A canary chunk was stored, fetched through every data plane and compared.
 

@@ -16,6 +16,7 @@ from shadowserve_operator.desired.certificates import (
     tls_secret,
     wanted_certificates,
 )
+from shadowserve_operator.desired.issued import Issued, adopted, certificate_manifest
 from shadowserve_operator.kinds import Json
 
 
@@ -34,6 +35,19 @@ class Identities:
         authority = pki.read(files_of(secrets.get(authority_secret_name(cache), {}))) if wanted else None
         existing = {each.secret: pki.read(files_of(secrets.get(each.secret, {})), authority) for each in wanted}
         return cls(wanted, authority, existing)
+
+    @classmethod
+    def of_others(cls, cache: PrefixCache, issued: Issued) -> "Identities":
+        """Return what cert-manager's Secrets hold."""
+        wanted = wanted_certificates(cache)
+        return cls(
+            wanted, None, {each.secret: pki.read(files_of(issued.secrets.get(each.secret, {}))) for each in wanted}
+        )
+
+    def requests(self, cache: PrefixCache, issued: Issued) -> list[Json]:
+        """Return what cert-manager is asked for, and that what it made goes with the cache."""
+        asked = [certificate_manifest(cache, each) for each in self.wanted]
+        return [*asked, *(adopted(cache, each.secret) for each in self.wanted if each.secret in issued.secrets)]
 
     def manifests(self, cache: PrefixCache, now: datetime) -> list[Json]:
         """Return the Secrets as they should be; what is due is issued. The authority's key is mounted by nobody."""

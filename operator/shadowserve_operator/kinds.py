@@ -43,6 +43,9 @@ WEBHOOK_CONFIGURATION = Kind(
     "mutatingwebhookconfigurations",
     namespaced=False,
 )
+CERTIFICATE = Kind("cert-manager.io/v1", "Certificate", "certificates")
+ISSUER = Kind("cert-manager.io/v1", "Issuer", "issuers")
+CLUSTER_ISSUER = Kind("cert-manager.io/v1", "ClusterIssuer", "clusterissuers", namespaced=False)
 LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
 PREFIX_CACHE = Kind(names.API_VERSION, "PrefixCache", "prefixcaches")
 INFERENCE_POOL = Kind(names.API_VERSION, "InferencePool", "inferencepools")
@@ -61,6 +64,9 @@ ALL = (
     STATEFUL_SET,
     DISRUPTION_BUDGET,
     WEBHOOK_CONFIGURATION,
+    CERTIFICATE,
+    ISSUER,
+    CLUSTER_ISSUER,
     LEASE,
     PREFIX_CACHE,
     INFERENCE_POOL,

@@ -1,5 +1,8 @@
 """The operator's own metrics. Names are public: the dashboard and the alert rules use them."""
 
+from datetime import datetime
+from time import time
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0)
@@ -27,6 +30,13 @@ class OperatorMetrics:
             [*kind, "condition", "status"],
             registry=self.registry,
         )
+        self._expiry = Gauge(
+            "shadowserve_certificate_expiry_seconds",
+            "Time until the first certificate of a PrefixCache expires",
+            ["namespace", "name"],
+            registry=self.registry,
+        )
+        self._expiring: set[tuple[str, str]] = set()
         self._conditions: dict[tuple[str, str, str], dict[str, str]] = {}
 
     def reconciled(self, kind: str, result: str, seconds: float, writes: int) -> None:
@@ -42,6 +52,17 @@ class OperatorMetrics:
             self._resources.labels(kind, condition, status).inc()
         if conditions:
             self._conditions[kind, namespace, name] = conditions
+
+    def expires(self, namespace: str, name: str, when: datetime | None) -> None:
+        """Tell when the first certificate of a resource expires; None: it has none, or is gone."""
+        if when is None:
+            if (namespace, name) in self._expiring:
+                self._expiring.remove((namespace, name))
+                self._expiry.remove(namespace, name)
+            return
+        self._expiring.add((namespace, name))
+        expiry = when.timestamp()
+        self._expiry.labels(namespace, name).set_function(lambda: expiry - time())
 
 
 class InjectionMetrics:

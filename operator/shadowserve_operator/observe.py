@@ -11,14 +11,20 @@ from shadowserve_crds.dpubinding import DPUBinding
 from shadowserve_crds.prefixcache import PrefixCache
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.desired.assignment import DataPlane, EnginePod
+from shadowserve_operator.desired.certificates import wanted_certificates
 from shadowserve_operator.desired.config import DATA_PLANE, STORE
+from shadowserve_operator.desired.issued import Issued
 from shadowserve_operator.desired.pairing import Node
+from shadowserve_operator.errors import NotServed
 from shadowserve_operator.kinds import (
+    CERTIFICATE,
+    CLUSTER_ISSUER,
     CONFIG_MAP,
     DAEMON_SET,
     DISRUPTION_BUDGET,
     DPU_BINDING,
     INFERENCE_POOL,
+    ISSUER,
     NODE,
     POD,
     PREFIX_CACHE,
@@ -26,6 +32,7 @@ from shadowserve_operator.kinds import (
     SERVICE,
     STATEFUL_SET,
     Json,
+    Kind,
     Ref,
     ref_of,
 )
@@ -39,7 +46,8 @@ class Snapshot:
     """What is. `children` are the cache's own objects; `caches` are all PrefixCaches, this one included.
 
     `planes` are the data-plane pods of this cache by the card's node; `secrets` those of the user that the cache
-    names; `pods` are all that carry the cache's label.
+    names; `pods` are all that carry the cache's label; `issued` is
+    cert-manager's part, if it has one.
     """
 
     children: Mapping[Ref, Json]
@@ -52,6 +60,7 @@ class Snapshot:
     pools: int = 0
     secrets: Mapping[str, Mapping[str, str]] | None = None
     pods: tuple[Json, ...] = ()
+    issued: Issued | None = None
 
     @property
     def store_pods(self) -> tuple[Json, ...]:
@@ -78,6 +87,7 @@ async def observe(cluster: Cluster, cache: PrefixCache, namespaces: Sequence[str
         children |= {
             ref_of(body): body for body in await cluster.list(kind, cache.namespace, mine) if _owned(body, cache)
         }
+    children |= {ref_of(body): body for body in await _requests(cluster, cache, mine)}
     nodes = tuple(read_node(body) for body in await cluster.list(NODE))
     binding_bodies = await cluster.list(DPU_BINDING)
     pods = await cluster.list(POD, cache.namespace, {names.CACHE_LABEL: cache.name})
@@ -93,6 +103,7 @@ async def observe(cluster: Cluster, cache: PrefixCache, namespaces: Sequence[str
         pools=sum(pool["spec"].get("cacheRef", {}).get("name") == cache.name for pool in pools),
         secrets=await _named_secrets(cluster, cache),
         pods=pods,
+        issued=await _issued(cluster, cache),
     )
 
 
@@ -178,3 +189,26 @@ async def _named_secrets(cluster: Cluster, cache: PrefixCache) -> dict[str, Mapp
         if reference is not None and (body := await cluster.get(Ref(SECRET, cache.namespace, reference.name))):
             found[reference.name] = body.get("data") or {}
     return found
+
+
+async def _requests(cluster: Cluster, cache: PrefixCache, mine: Mapping[str, str]) -> list[Json]:
+    """Return what cert-manager was asked for; nothing where it is not installed."""
+    try:
+        found = await cluster.list(CERTIFICATE, cache.namespace, mine)
+    except NotServed:
+        return []
+    return [body for body in found if _owned(body, cache)]
+
+
+async def _issued(cluster: Cluster, cache: PrefixCache) -> Issued | None:
+    issuer, wanted = cache.spec.security.issuer_ref, wanted_certificates(cache)
+    if issuer is None or not wanted:
+        return None
+    clusterwide = issuer.kind == CLUSTER_ISSUER.name
+    named = Ref(CLUSTER_ISSUER, "", issuer.name) if clusterwide else Ref(ISSUER, cache.namespace, issuer.name)
+    found: dict[Kind, dict[str, Json]] = {SECRET: {}, CERTIFICATE: {}}
+    for kind, bodies in found.items():
+        for each in wanted:
+            if (body := await cluster.get(Ref(kind, cache.namespace, each.secret))) is not None:
+                bodies[each.secret] = body
+    return Issued(await cluster.get(named) is not None, found[SECRET], found[CERTIFICATE])

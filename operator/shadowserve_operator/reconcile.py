@@ -49,11 +49,15 @@ Clock = Callable[[], datetime]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a reconcile did. `settled`: nothing is expected to change by itself."""
+    """What a reconcile did. `settled`: nothing is expected to change by itself.
+
+    `expires` is when the first of the certificates does, None without any.
+    """
 
     writes: int = 0
     settled: bool = True
     status: PrefixCacheStatus | InferencePoolStatus | None = None
+    expires: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,8 @@ async def reconcile_prefixcache(
     found = replace(facts, round_trips=tuple(answers), shards=seen, endpoints=tuple(endpoints))
     status = next_status(cache, found, now)
     told += await tell_status(cluster, cache, body, status, now)
-    return Result(outcome.writes + told, settled(status) and not outcome.writes, status)
+    expires = min((each.not_after for each in desired.certificates.values() if each is not None), default=None)
+    return Result(outcome.writes + told, settled(status) and not outcome.writes, status, expires)
 
 
 async def forget_prefixcache(cluster: Cluster, namespace: str, name: str, settings: OperatorSettings) -> int:
@@ -144,15 +149,24 @@ def desired_objects(
     login = External.of(cache, snapshot)
     values, more = (login.into(values), login.files) if login else (values, {})
     username = login.username if login else None
-    identities = Identities.read(cache, {ref.name: body for ref, body in snapshot.children.items()}, now)
+    identities, made = _identities(cache, snapshot, now)
     manifests = [
         *secret_manifests(cache, values, more),
-        *identities.manifests(cache, now),
+        *made,
         config_map(cache, username),
     ]
     manifests += store_objects(cache, settings, servers)
     manifests += dataplane_objects(cache, settings, username)
     return Desired(manifests, identities.existing, expired(identities.existing, now), login.missing if login else ())
+
+
+def _identities(cache: PrefixCache, snapshot: Snapshot, now: datetime) -> tuple[Identities, list[Json]]:
+    """Return the certificates there are, and what makes or asks for those that have to be."""
+    if snapshot.issued is not None:
+        theirs = Identities.of_others(cache, snapshot.issued)
+        return theirs, theirs.requests(cache, snapshot.issued)
+    ours = Identities.read(cache, {ref.name: body for ref, body in snapshot.children.items()}, now)
+    return ours, ours.manifests(cache, now)
 
 
 def _pairings(snapshot: Snapshot) -> list[tuple[PrefixCache, Pairing]]:
@@ -188,7 +202,8 @@ def _facts(
         pools=snapshot.pools,
         missing_secrets=desired.missing_secrets,
         expired=desired.expired,
-        certificates=len(desired.certificates),
+        certificates=desired.certificates,
+        issued=snapshot.issued,
         obstacles=(*outcome.refusals, *(f"{step.ref}: {step.reason}" for step in plan.foreign)),
     )
 

@@ -29,6 +29,7 @@ IN_CLUSTER = (
     *_rights(_READ, "", "nodes"),
     *_rights(_KEEP, names.GROUP, "dpubindings"),
     *_rights(("patch",), names.GROUP, "dpubindings/status"),
+    *_rights(("get",), "cert-manager.io", "clusterissuers"),
 )
 """In the whole cluster."""
 IN_NAMESPACE = (
@@ -40,6 +41,8 @@ IN_NAMESPACE = (
     *_rights(_KEEP, "policy", "poddisruptionbudgets"),
     *_rights((*_READ, "patch"), "", "pods"),
     *_rights(("get",), "", "persistentvolumeclaims"),
+    *_rights(_KEEP, "cert-manager.io", "certificates"),
+    *_rights(("get",), "cert-manager.io", "issuers"),
     *_rights(("create",), "", "events"),
 )
 """In every watched namespace."""

@@ -54,7 +54,9 @@ def _access(cache: PrefixCache, snapshot: Snapshot) -> Access | None:
         return None
     files = None
     if cache.spec.security.transport is Transport.MUTUAL_TLS:
-        files = files_of(snapshot.child("Secret", tls_secret_name(cache, STORE)) or {})
+        name = tls_secret_name(cache, STORE)
+        issued = snapshot.issued.secrets.get(name) if snapshot.issued else None
+        files = files_of(issued or snapshot.child("Secret", name) or {})
         if files is None:
             return None
     return Access(ADMIN_USER, b64decode(password).decode(), files)

@@ -19,8 +19,10 @@ from shadowserve_crds.prefixcache import (
     Transport,
 )
 from shadowserve_operator.desired.assignment import Assignment, DataPlane
+from shadowserve_operator.desired.certificates import Certificate
 from shadowserve_operator.desired.config import sidecar_config, store_service_name
 from shadowserve_operator.desired.external_store import EndpointSeen, external_condition
+from shadowserve_operator.desired.issued import Issued, issued_condition
 from shadowserve_operator.desired.pairing import Node, Pairing
 from shadowserve_operator.desired.round_trip import Answer, round_trip_condition
 from shadowserve_operator.desired.sharding import ShardPlan, StoreSeen
@@ -45,7 +47,8 @@ class Facts:
     missing_secrets: tuple[str, ...] = ()
     endpoints: tuple[EndpointSeen, ...] = ()
     expired: tuple[str, ...] = ()
-    certificates: int = 0
+    certificates: Mapping[str, Certificate | None] = field(default_factory=dict)
+    issued: Issued | None = None
     obstacles: tuple[str, ...] = ()
     round_trips: tuple[Answer, ...] = ()
     shards: StoreSeen = field(default_factory=lambda: StoreSeen(ShardPlan()))
@@ -202,14 +205,15 @@ def _certificates_ready(cache: PrefixCache, facts: Facts) -> Condition:
     security = cache.spec.security
     if security.transport is not Transport.MUTUAL_TLS:
         return condition(kind, True, Reason.NOT_NEEDED, "security.transport is Plaintext")
-    if security.issuer_ref is not None:
-        message = "certificates from cert-manager are not asked for by this version: remove security.issuerRef"
-        return condition(kind, False, Reason.FAILED, message)
-    if stuck := _obstacles(facts, "Secret"):
+    if facts.issued is not None and not facts.issued.issuer_exists:
+        return issued_condition(cache, facts.issued, facts.certificates)
+    if stuck := _obstacles(facts, "Secret", "Certificate"):
         return condition(kind, False, Reason.ERROR, stuck)
     if facts.expired:
         return condition(kind, False, "Expired", f"expired: {', '.join(facts.expired)}; new ones are being issued")
-    return condition(kind, True, Reason.SUCCEEDED, f"{facts.certificates} certificates are valid")
+    if facts.issued is not None:
+        return issued_condition(cache, facts.issued, facts.certificates)
+    return condition(kind, True, Reason.SUCCEEDED, f"{len(facts.certificates)} certificates are valid")
 
 
 def _store_status(cache: PrefixCache, facts: Facts) -> StoreStatus:

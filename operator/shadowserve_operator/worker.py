@@ -104,11 +104,13 @@ async def keep(
                 if result.status is not None:
                     said = {each.type: str(each.status) for each in result.status.conditions}
                     metrics.say(kind, namespace, name, said)
+                    metrics.expires(namespace, name, result.expires)
             if await _poked(poked, delay):
                 pace.poked()
     finally:
         pokes.forget(key)
         metrics.say(kind, namespace, name, {})
+        metrics.expires(namespace, name, None)
 
 
 async def _poked(poked: asyncio.Event, seconds: float) -> bool:

@@ -27,6 +27,7 @@ from shadowserve_operator.kinds import (
     Kind,
     Ref,
 )
+from shadowserve_operator.metrics import OperatorMetrics
 from shadowserve_operator.reconcile import Result, forget_prefixcache, reconcile_prefixcache
 from shadowserve_operator.settings import OperatorSettings
 
@@ -190,6 +191,19 @@ async def test_certificates_are_renewed_before_they_expire_and_the_password_is_n
     assert after["tls.crt"] != before[leaf]["tls.crt"]
     assert after["ca.crt"] == before[leaf]["ca.crt"]
     assert cluster.objects[password]["data"] == before[password]
+
+
+async def test_the_time_that_certificates_have_left_is_counted() -> None:
+    cluster, metrics = a_cluster(), OperatorMetrics()
+    now = datetime.now(UTC)
+    await reconcile(cluster, now)
+    metrics.expires("default", "kv", (await reconcile(cluster, now)).expires)
+    labels = {"namespace": "default", "name": "kv"}
+    left = metrics.registry.get_sample_value("shadowserve_certificate_expiry_seconds", labels)
+    assert left is not None
+    assert 89 * 86400 < left <= 90 * 86400
+    metrics.expires("default", "kv", None)
+    assert metrics.registry.get_sample_value("shadowserve_certificate_expiry_seconds", labels) is None
 
 
 async def test_an_edit_and_a_deletion_are_repaired() -> None:

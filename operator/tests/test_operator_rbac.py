@@ -29,6 +29,7 @@ def test_in_the_whole_cluster_the_operator_reads_nodes_and_keeps_bindings() -> N
         "dpubindings/status": "patch",
         "namespaces": "list watch",
         "customresourcedefinitions": "list watch",
+        "clusterissuers": "get",
         "mutatingwebhookconfigurations": "get patch [shadowserve]",
     }
 
@@ -45,6 +46,8 @@ def test_in_a_watched_namespace_the_operator_keeps_what_it_makes() -> None:
         **dict.fromkeys(made, KEEP),
         "pods": "get list watch patch",
         "persistentvolumeclaims": "get",
+        "certificates": KEEP,
+        "issuers": "get",
         "events": "create",
     }
 

@@ -62,8 +62,8 @@ def authority_secret_name(cache: PrefixCache) -> str:
 
 
 def wanted_certificates(cache: PrefixCache) -> tuple[Wanted, ...]:
-    """Return the certificates that the operator issues; none when it is not asked to."""
-    if cache.spec.security.transport is not Transport.MUTUAL_TLS or cache.spec.security.issuer_ref is not None:
+    """Return the certificates that are needed; the operator issues them, or cert-manager if there is an issuerRef."""
+    if cache.spec.security.transport is not Transport.MUTUAL_TLS:
         return ()
     found = [Wanted(tls_secret_name(cache, SIDECAR), (f"sidecar.{cache.name}.{cache.namespace}.svc",))]
     if cache.spec.store.type is StoreType.MANAGED:

@@ -29,8 +29,8 @@ def admin_secret_name(cache: PrefixCache) -> str:
 
 
 def tls_secret_name(cache: PrefixCache, component: str) -> str:
-    """Return the name of the Secret with a component's certificate."""
-    return f"{cache.name}-{component}-tls"
+    """Return the name of the Secret with a component's certificate; another one if cert-manager fills it."""
+    return f"{cache.name}-{component}-{'tls' if cache.spec.security.issuer_ref is None else 'issued'}"
 
 
 def store_service_name(cache: PrefixCache) -> str:

@@ -21,6 +21,7 @@ import real  # noqa: E402
 import simulated  # noqa: E402
 from results import Goal, Result, at_least, at_most, emit  # noqa: E402
 
+from shadowserve_capacity.prefetch.worker import keep_freed_memory  # noqa: E402
 from shadowserve_capacity.problems.named import PAPER_SIZES, Named  # noqa: E402
 
 _PUBLISHED = {
@@ -135,10 +136,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--longest", type=int, default=6000, help="iterations in which the transient must end")
     parser.add_argument("--measured", type=int, default=150, help="stationary iterations that are measured")
     parser.add_argument("--size", type=int, default=PAPER_SIZES["mixture"], help="data in real runs")
-    parser.add_argument("--batches", type=int, default=100, help="batches in real runs")
+    parser.add_argument("--batches", type=int, default=32, help="batches in real runs")
     parser.add_argument("--iterations", type=int, default=400, help="iterations of each real run")
     parser.add_argument("--processes", type=int, default=0, help="worker processes (default: the cores)")
     options = parser.parse_args(arguments)
+    keep_freed_memory()  # the serial loop is to be the best there is
     table = Table()
     if options.only != "real":
         with ProcessPoolExecutor(real.cores()) as pool:

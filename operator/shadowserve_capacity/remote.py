@@ -26,7 +26,7 @@ from shadowserve_capacity.prefetch.framing import (
 from shadowserve_capacity.prefetch.links import Hiring, Link
 from shadowserve_capacity.prefetch.local_worker import READY
 from shadowserve_capacity.prefetch.wire import Answer, CallOff, Failure, Order, decode, encode
-from shadowserve_capacity.prefetch.worker import work
+from shadowserve_capacity.prefetch.worker import keep_freed_memory, work
 from shadowserve_capacity.problems.named import Named
 
 _SEND_S = 2.0
@@ -71,6 +71,10 @@ class RemoteLink:
             raise WorkerError(f"worker {self._peer} has hung up")
         self._frames.add(data)
         return self._frames.next()
+
+    def buffered(self) -> bool:
+        """Return whether a whole message has been read from the socket already."""
+        return bool(self._greeting) or self._frames.whole()
 
     def order(self, order: Order) -> None:
         """Send an order."""
@@ -233,6 +237,7 @@ def serve_master(address: tuple[str, int], secret: bytes, patience: float = 30.0
         except (OSError, ValueError, TypeError) as error:
             raise WorkerError(f"{address[0]}:{address[1]}: no agreement with the master: {error!r}") from error
         channel.settimeout(None)
+        keep_freed_memory()
         try:
             work(problem.target, _RemoteOrders(channel))
         except (BrokenPipeError, ConnectionResetError):

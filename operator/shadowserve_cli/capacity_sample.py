@@ -73,8 +73,10 @@ def sample(
 
     Exit code 1 when the target breaks its promises or `--check` finds a difference, 2 when something is refused.
     """
+    from shadowserve_capacity.prefetch.worker import keep_freed_memory
     from shadowserve_capacity.problems.named import Named
 
+    keep_freed_memory()
     cores = len(os.sched_getaffinity(0))
     named = Named(problem.value, size, seed, batches)
     with _said_plainly():

@@ -50,6 +50,13 @@ class Frames:
         """Take bytes of the stream."""
         self._data += data
 
+    def whole(self) -> bool:
+        """Return whether `next` has something to return or to raise."""
+        if len(self._data) < _LENGTH.size:
+            return False
+        (length,) = _LENGTH.unpack_from(self._data)
+        return not 0 < length <= _LARGEST or len(self._data) >= _LENGTH.size + int(length)
+
     def next(self) -> bytes:
         """Return the next whole message, or nothing; raises WorkerError on a length that makes no sense."""
         if len(self._data) < _LENGTH.size:

@@ -14,6 +14,9 @@ class Link(Protocol):
     def received(self) -> bytes:
         """Return the next message, empty if there is none yet; raises WorkerError when the worker is gone."""
 
+    def buffered(self) -> bool:
+        """Return whether there is a message that `fileno` does not tell of."""
+
     def order(self, order: Order) -> None:
         """Send an order; raises WorkerError when the worker is gone."""
 

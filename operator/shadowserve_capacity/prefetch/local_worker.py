@@ -15,7 +15,7 @@ import numpy as np
 
 from shadowserve_capacity.prefetch.problem import Target
 from shadowserve_capacity.prefetch.wire import Answer, Failure, Order, decode, encode
-from shadowserve_capacity.prefetch.worker import work
+from shadowserve_capacity.prefetch.worker import keep_freed_memory, work
 
 LARGEST_MESSAGE = 1 << 17
 READY = b"\x00ready"
@@ -77,6 +77,7 @@ def unpacked(data: memoryview) -> Target:
 def main() -> None:
     """Be a worker until the master is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the master is interrupted, and then hangs up
+    keep_freed_memory()
     channel_fd, data_fd, flags_fd = (int(argument) for argument in sys.argv[1:4])
     channel = socket.socket(fileno=channel_fd)
     try:

@@ -24,6 +24,7 @@ _HANDLING_S = 60e-6
 _ROUND_TRIP_S = 200e-6
 _REPORT_S = 2e-3
 _WAIT_S = 0.5
+_LOOK_S = 0.05
 _STALLS_AFTER_S = 5.0
 _READY_WITHIN_S = 60.0
 
@@ -95,7 +96,7 @@ class Crew:
         self._queue = LANES if master.split is not None else 1
         self._own: Task | None = None
         self._own_batch = 0
-        self._kept = time.monotonic()
+        self._kept = self._look_again = time.monotonic()
         fd = hiring.fileno()
         if fd is not None:
             self._selector.register(fd, selectors.EVENT_READ, None)
@@ -121,9 +122,11 @@ class Crew:
                 self._enlist(self._hiring.hired())
             else:
                 self._hear(key.data)
-        now = time.monotonic()
-        self._pass_over_the_late(now)
         self._serve()
+        now = time.monotonic()
+        if now >= self._look_again:
+            self._look_again = now + _LOOK_S
+            self._pass_over_the_late(now)
         if self._options.tell is not None and self._meter.due(now):
             self._options.tell(self._meter.progress(now, self._master))
         if self._options.keep is not None and now - self._kept >= self._options.kept_every:
@@ -144,18 +147,22 @@ class Crew:
 
     def _hear(self, worker: _Worker) -> None:
         try:
-            while data := worker.link.received():
-                if worker.ready:
-                    self._answered(worker, decode(data))
-                elif data == READY:
-                    worker.ready = True
-                    self._meter.begin(time.monotonic())
-                    self._idle.update(lane.number for lane in worker.lanes)
-                else:
-                    reason = data.removeprefix(REFUSED).decode(errors="replace")
-                    raise TargetFault(f"a worker cannot take the target: {reason}")
+            self._take(worker, worker.link.received())
+            while worker.link.buffered():  # of what is not, the selector tells again
+                self._take(worker, worker.link.received())
         except WorkerError as error:
             self._bury(worker, error)
+
+    def _take(self, worker: _Worker, data: bytes) -> None:
+        if worker.ready and data:
+            self._answered(worker, decode(data))
+        elif data == READY:
+            worker.ready = True
+            self._meter.begin(time.monotonic())
+            self._idle.update(lane.number for lane in worker.lanes)
+        elif data:
+            reason = data.removeprefix(REFUSED).decode(errors="replace")
+            raise TargetFault(f"a worker cannot take the target: {reason}")
 
     def _answered(self, worker: _Worker, message: object) -> None:
         if not isinstance(message, Answer | Failure) or message.lane >= len(worker.lanes):

@@ -19,6 +19,7 @@ from shadowserve_capacity.prefetch.wire import CallOff, Order, encode
 
 LANES = 2
 _RESTARTS = 3
+_NO_WAIT = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _ENDS_WITHIN_S = 5.0
 _ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -48,7 +49,7 @@ class ProcessLink:
     def received(self) -> bytes:
         """Return the next message, empty if there is none yet; raises WorkerError when the process has ended."""
         try:
-            data = self._channel.recv(LARGEST_MESSAGE, socket.MSG_DONTWAIT)
+            data = self._channel.recv(LARGEST_MESSAGE, _NO_WAIT)
         except BlockingIOError:
             return b""
         except OSError as error:
@@ -57,10 +58,14 @@ class ProcessLink:
             raise self._gone()
         return data
 
+    def buffered(self) -> bool:
+        """Return False: the socket tells of every message."""
+        return False
+
     def order(self, order: Order) -> None:
         """Send an order."""
         try:
-            self._channel.send(encode(order), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self._channel.send(encode(order), _NO_WAIT)
         except OSError as error:
             raise self._gone() from error
 

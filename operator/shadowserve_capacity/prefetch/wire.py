@@ -22,7 +22,10 @@ _KINDS = ORDER, ANSWER, FAILURE, CALL_OFF = 1, 2, 3, 4
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Evaluate batches `first` to `stop` - 1 of `theta`; answer after every `report` of them and at the end."""
+    """Evaluate batches `first` to `stop` - 1 of `theta`.
+
+    Answer after `report` of them, then after twice as many, and so on, and at the end.
+    """
 
     lane: int
     serial: int

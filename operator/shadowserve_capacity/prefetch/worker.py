@@ -1,5 +1,6 @@
 """What a worker does, whatever carries its messages: evaluate batches, answer, look whether it is called off."""
 
+import ctypes
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -7,6 +8,9 @@ from typing import Protocol
 from shadowserve_capacity.errors import TargetFault
 from shadowserve_capacity.prefetch.problem import Target, evaluated
 from shadowserve_capacity.prefetch.wire import Answer, Failure, Order
+
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 
 
 class Orders(Protocol):
@@ -22,6 +26,21 @@ class Orders(Protocol):
         """Send terms, or why there are none."""
 
 
+def keep_freed_memory() -> None:
+    """Have the allocator keep what is freed, in this process and for good.
+
+    By default glibc gives the temporary arrays of one batch back to the kernel, which has to map and clear the same
+    pages for the next: a fresh process took 4.7 times as long for a batch of 10,000 as one that had freed larger
+    arrays before. Does nothing where the C library has no mallopt.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return
+    mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+    mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+
+
 def work(target: Target, orders: Orders, clock: Callable[[], float] = time.perf_counter) -> None:
     """Carry out orders until there are no more."""
     while (order := orders.next()) is not None:
@@ -33,14 +52,14 @@ def work(target: Target, orders: Orders, clock: Callable[[], float] = time.perf_
 
 def _carry_out(target: Target, order: Order, orders: Orders, clock: Callable[[], float]) -> None:
     terms: list[float] = []
-    first, began = order.first, clock()
+    first, report, began = order.first, order.report, clock()
     for batch in range(order.first, order.stop):
         if orders.called_off(order):
             break
         terms.append(evaluated(target, order.theta, batch))
-        if len(terms) == order.report and batch + 1 < order.stop:
+        if len(terms) == report and batch + 1 < order.stop:
             now = clock()
             orders.answer(Answer(order.lane, order.serial, order.node, first, False, now - began, tuple(terms)))
-            first, began = batch + 1, now
+            first, began, report = batch + 1, now, 2 * report
             terms = []
     orders.answer(Answer(order.lane, order.serial, order.node, first, True, clock() - began, tuple(terms)))

@@ -15,6 +15,8 @@ from shadowserve_capacity.prefetch.problem import Adaptation, Problem, Proposed,
 COMPONENTS = 8
 DIMENSIONS = 8
 _LEAST_DISTANCE = 3.0
+_CHUNK = 8192
+"""Items at a time: scores and data stay in the second-level cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +37,29 @@ class Mixture:
     def log_likelihood(self, theta: State, batch: int) -> float:
         """Return the sum of log p(x) over a batch, without the terms that do not depend on the means."""
         means = theta.reshape(COMPONENTS, DIMENSIONS)
-        scores = means @ self.data[batch]
-        scores -= 0.5 * (means * means).sum(axis=1)[:, None]
-        mixed = np.exp(scores).sum(axis=0)
-        if not 0.0 < mixed.min() <= mixed.max() < math.inf:  # far away from all data: costs more, rarely needed
-            highest = scores.max(axis=0)
-            return float((np.log(np.exp(scores - highest).sum(axis=0)) + highest).sum())
-        return float(np.log(mixed).sum())
+        offsets = 0.5 * (means * means).sum(axis=1)[:, None]
+        data, total = self.data[batch], 0.0
+        for start in range(0, data.shape[1], _CHUNK):
+            chunk = data[:, start : start + _CHUNK]
+            scores = means @ chunk
+            scores -= offsets
+            mixed = np.exp(scores, out=scores).sum(axis=0)
+            if 0.0 < mixed.min() <= mixed.max() < math.inf:
+                total += float(np.log(mixed, out=mixed).sum())
+            else:
+                total += _far_away(means @ chunk - offsets)
+        return total
 
     def canonical(self, theta: State) -> State:
         """Return the state of equal density whose means are ordered by their first coordinate."""
         means = theta.reshape(COMPONENTS, DIMENSIONS)
         return means[np.argsort(means[:, 0], kind="stable")].reshape(-1)
+
+
+def _far_away(scores: NDArray[np.float64]) -> float:
+    """Return the sum over columns of log sum exp of the rows, for scores whose exponentials are out of range."""
+    highest = scores.max(axis=0)
+    return float((np.log(np.exp(scores - highest).sum(axis=0)) + highest).sum())
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ STACK := $(LAB) run --with store --with dev --with engine --with model
 RIVALS := --with lmcache --with mooncake --with nixl
 BENCH := python dataplane_image/bench/run.py
 
-.PHONY: help setup check test unit engine-test cluster-test image-test e2e soak demo-local demo demo-clean generate format bench bench-quick bench-capacity bench-capacity-calibration bench-capacity-prefetch bench-capacity-engine bench-operator clean
+.PHONY: help setup check test unit engine-test cluster-test image-test e2e soak demo-local demo demo-clean generate format bench bench-quick bench-capacity bench-capacity-calibration bench-capacity-prefetch bench-capacity-engine bench-operator bench-webhook clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,8 +88,11 @@ bench-capacity-prefetch: ## The capacity model's simulated likelihood: prefetchi
 bench-capacity-engine: ## Real vLLM engines under many loads; the capacity model predicts those that it did not see
 	@$(STACK) python e2e_tests/bench_capacity_engine.py $(ARGS)
 
-bench-operator: ## Two hundred pools on a real API server: until they are told of, memory, writes afterwards
+bench-operator: ## Two hundred pools on a real API server: until they are settled, memory, writes in 5 minutes after
 	@$(DEV) python e2e_tests/bench_operator_pools.py $(ARGS)
+
+bench-webhook: ## What the admission webhook costs a pod, on a real API server
+	@$(DEV) python e2e_tests/bench_webhook.py $(ARGS)
 
 clean: ## Remove caches in the sources (environments stay: delete SHADOWSERVE_HOME yourself)
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist

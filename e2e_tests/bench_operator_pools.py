@@ -1,111 +1,100 @@
-"""How long the operator takes for many pools, what it weighs, and that it writes nothing afterwards; one JSON line.
+"""How long the operator takes for many pools, what it weighs, and what it writes once all is settled: JSON lines.
 
-A real API server without controllers and nodes: engines never run, the operator's own work is what is timed.
-`make bench-operator` runs it.
+A real API server without controllers and nodes: engines never run, the operator's own work is what is timed. It runs
+with the rights that install.yaml gives it, so that the API server's audit log knows its writes from all others.
+`make bench-operator` runs it; `--quiet-seconds 60` shortens it.
 """
 
+import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from operator_story import access_of, cache, create, get, own_environment, pool
 from shadowserve_lab.home import REPOSITORY, default_home
-from shadowserve_lab.processes import free_port
+from shadowserve_lab.processes import free_port, wait_until
 from shadowserve_testbed.api_server import ApiServer
+from shadowserve_testbed.audit import writes
 from shadowserve_testbed.binaries import Binaries
-from shadowserve_testbed.kubectl import KubectlError
 
-POOLS = 200
-LIMIT_SECONDS, QUIET_SECONDS = 300.0, 60.0
-API_VERSION = "shadowserve.io/v1alpha1"
+sys.path.insert(0, str(REPOSITORY / "dataplane_image/bench"))
 
+from results import Goal, Result, at_most, emit
 
-def resource(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
-    return {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name, "namespace": "default"}, "spec": spec}
-
-
-def pool(number: int) -> dict[str, Any]:
-    model = {"name": "m", "source": {"type": "HuggingFace", "huggingFace": {"repository": "a/b"}}}
-    engine = {"image": "engine:1"}
-    spec = {"replicas": 0, "model": model, "engine": engine, "cacheRef": {"name": "kv"}}
-    return resource("InferencePool", f"pool-{number}", spec)
+SYSTEM, ACCOUNT = "shadowserve-system", "shadowserve-operator"
+LIMIT_SECONDS, CALM_SECONDS = 300.0, 30.0
+SETTLED_SECONDS, MEGABYTES, WRITES = 60.0, 200.0, 0.0
 
 
-def wait(holds: Any) -> None:
-    end = time.monotonic() + LIMIT_SECONDS
-    while not holds():
-        if time.monotonic() > end:
-            raise SystemExit(f"not within {LIMIT_SECONDS} s")
-        time.sleep(0.5)
+def settled(api: ApiServer, pools: int) -> bool:
+    items = json.loads(api.kubectl("get", "sspool", "-o", "json"))["items"]
+    told = sum(bool(each.get("status", {}).get("conditions")) for each in items)
+    return told == pools and len(api.kubectl("get", "deployments", "-o", "name").split()) == pools
 
 
-def settled(api: ApiServer) -> bool:
-    pools = json.loads(api.kubectl("get", "sspool", "-o", "json"))["items"]
-    told = sum(bool(each.get("status", {}).get("conditions")) for each in pools)
-    return told == POOLS and len(api.kubectl("get", "deployments", "-o", "name").split()) == POOLS
-
-
-def exists(api: ApiServer, *what: str) -> bool:
-    try:
-        api.kubectl("get", *what)
-    except KubectlError:
-        return False
-    return True
-
-
-def writes(port: int) -> float:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("shadowserve_reconcile_writes_total"))
-
-
-def peak_mebibytes(pid: int) -> float:
+def peak_megabytes(pid: int) -> float:
     line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return round(int(line.split()[1]) / 1024, 1)
+    return int(line.split()[1]) * 1024 / 1e6
 
 
-def measure(api: ApiServer, process: subprocess.Popen[bytes], port: int) -> dict[str, float]:
-    api.kubectl("create", "-f", "-", manifest=resource("PrefixCache", "kv", {}))
-    wait(lambda: exists(api, "statefulset", "kv-store"))
+def figure(metric: str, value: float, unit: str, goal: Goal | None = None, **parameters: object) -> None:
+    emit(Result("operator", "pools", metric, [value], unit, goal, parameters=parameters))
+
+
+def measure(api: ApiServer, process: subprocess.Popen[bytes], pools: int, quiet: float) -> None:
+    create(api, cache("kv", placement={"order": ["Host"]}))
+    wait_until(lambda: get(api, "statefulset", "kv-store") is not None, LIMIT_SECONDS, "the store")
+    items = [pool(f"pool-{number}", cacheRef={"name": "kv"}) for number in range(pools)]
     began = time.monotonic()
-    items = [pool(number) for number in range(POOLS)]
-    api.kubectl("create", "-f", "-", manifest={"apiVersion": "v1", "kind": "List", "items": items})
+    create(api, {"apiVersion": "v1", "kind": "List", "items": items})
     created = time.monotonic()
-    wait(lambda: settled(api))
-    done = time.monotonic()
-    time.sleep(5.0)
-    before = writes(port)
-    time.sleep(QUIET_SECONDS)
-    return {
-        "pools": POOLS,
-        "create_seconds": round(created - began, 1),
-        "settled_seconds": round(done - began, 1),
-        "peak_rss_mebibytes": peak_mebibytes(process.pid),
-        "writes_per_minute_afterwards": writes(port) - before,
-    }
+    wait_until(lambda: settled(api, pools), LIMIT_SECONDS, "all pools")
+    figure("seconds until all are created", created - began, "s", pools=pools)
+    figure("seconds until all are settled", time.monotonic() - began, "s", at_most(SETTLED_SECONDS), pools=pools)
+    figure("peak resident memory", peak_megabytes(process.pid), "MB", at_most(MEGABYTES), pools=pools)
+    time.sleep(CALM_SECONDS)
+    since = datetime.now(UTC)
+    time.sleep(quiet)
+    account = f"system:serviceaccount:{SYSTEM}:{ACCOUNT}"
+    own = [each for each in writes(api.audit_log) if each.user == account and each.when >= since]
+    renewals = [each for each in own if each.resource == "leases"]
+    minutes = quiet / 60
+    goal = at_most(WRITES)
+    figure("writes a minute", (len(own) - len(renewals)) / minutes, "1/min", goal, pools=pools, seconds=quiet)
+    figure("renewals of the Lease a minute", len(renewals) / minutes, "1/min", pools=pools, seconds=quiet)
+    figure("peak resident memory, calm", peak_megabytes(process.pid), "MB", at_most(MEGABYTES), pools=pools)
 
 
-def main() -> None:
+def run(arguments: argparse.Namespace) -> None:
     home = default_home()
-    with ApiServer(Binaries(home), home.say) as api, tempfile.TemporaryFile() as log:
-        api.kubectl("apply", "--server-side", "-k", str(REPOSITORY / "crds/generated"))
-        api.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd", "--all")
-        port = free_port()
-        paths = os.pathsep.join(str(REPOSITORY / part) for part in ("crds", "operator"))
-        own = {"KUBECONFIG": str(api.kubeconfig), "PYTHONPATH": paths, "SHADOWSERVE_NAMESPACE": "default"}
-        environment = {**os.environ, **own, "SHADOWSERVE_METRICS_PORT": str(port)}
+    with (
+        ApiServer(Binaries(home), home.say, audited=True) as api,
+        tempfile.TemporaryDirectory() as folder,
+        Path(folder, "operator.log").open("wb") as log,
+    ):
+        api.kubectl("apply", "--server-side", "-f", str(REPOSITORY / "manifests/install.yaml"))
+        access = access_of(api, ACCOUNT, SYSTEM, Path(folder))
+        own: dict[str, Any] = {"SHADOWSERVE_NAMESPACE": SYSTEM, "SHADOWSERVE_WATCH_NAMESPACES": "default"}
+        environment = own_environment(access, SHADOWSERVE_METRICS_PORT=str(free_port()), **own)
         command = [sys.executable, "-m", "shadowserve_operator"]
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
-            print(json.dumps(measure(api, process, port)))
+            measure(api, process, arguments.pools, arguments.quiet_seconds)
         finally:
             process.terminate()
             process.wait(timeout=30)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pools", type=int, default=200)
+    parser.add_argument("--quiet-seconds", type=float, default=300.0, help="how long writes are counted")
+    run(parser.parse_args())
 
 
 if __name__ == "__main__":

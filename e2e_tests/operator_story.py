@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from shadowserve_crds import names
 from shadowserve_lab.home import REPOSITORY
 from shadowserve_lab.processes import free_port
@@ -38,6 +40,16 @@ def operator_running(api: ApiServer, log: Path, namespace: str = "default") -> I
         finally:
             process.terminate()
             process.wait(timeout=20)
+
+
+def access_of(api: ApiServer, account: str, namespace: str, folder: Path) -> Path:
+    """Return a kubeconfig, in `folder`, with which a service account gets in."""
+    token = api.kubectl("create", "token", account, "-n", namespace, "--duration=1h").strip()
+    access = yaml.safe_load(api.kubeconfig.read_text())
+    access["users"] = [{"name": each["name"], "user": {"token": token}} for each in access["users"]]
+    path = folder / f"{account}.kubeconfig"
+    path.write_text(yaml.safe_dump(access))
+    return path
 
 
 def wait(log: Path, what: str, holds: Callable[[], object], deadline: float = DEADLINE) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from operator_story import cache, condition, create, get, node, operator_running, own_environment, pool, wait
+from operator_story import access_of, cache, condition, create, get, node, operator_running, own_environment, pool, wait
 from shadowserve_crds import names
 from shadowserve_lab.home import REPOSITORY, default_home
 from shadowserve_testbed.api_server import ApiServer
@@ -123,7 +123,7 @@ def test_whoever_may_read_little_is_told_what_was_not_looked_at(installed: ApiSe
     verbs = ("--verb=get,list", "--resource=prefixcaches.shadowserve.io,inferencepools.shadowserve.io,pods")
     api.kubectl("create", "role", "viewer", "-n", "default", *verbs)
     api.kubectl("create", "rolebinding", "viewer", "-n", "default", "--role=viewer", "--serviceaccount=default:viewer")
-    limited = _as(api, "viewer", tmp_path)
+    limited = access_of(api, "viewer", "default", tmp_path)
     found = json.loads(_run_as(limited, "status", "-n", "default", "-o", "json"))
     assert "nodes: you have no right to list them" in found["unreadable"]
     assert found["operator"].startswith("unknown")
@@ -133,19 +133,6 @@ def _told(api: ApiServer, pod: str) -> str | None:
     body = get(api, "pod", pod) or {"metadata": {}}
     told: str | None = body["metadata"].get("annotations", {}).get(names.DATA_PLANE_ANNOTATION)
     return told
-
-
-def _as(api: ApiServer, account: str, folder: Path) -> Path:
-    """Return a kubeconfig of a service account."""
-    token = api.kubectl("create", "token", account, "-n", "default").strip()
-    path = folder / "kubeconfig"
-    path.write_text(api.kubeconfig.read_text())
-    for command in (
-        ["set-credentials", "limited", f"--token={token}"],
-        ["set-context", "--current", "--user=limited"],
-    ):
-        api.kubectl("config", *command, "--kubeconfig", str(path))
-    return path
 
 
 def _run_as(kubeconfig: Path, *arguments: str) -> str:

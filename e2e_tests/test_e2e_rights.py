@@ -1,7 +1,6 @@
 """The operator with the rights that install.yaml gives it, and no others: it does its work, and is refused nothing."""
 
 import json
-import os
 import ssl
 import subprocess
 import sys
@@ -15,13 +14,12 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import pytest
-import yaml
 
+from operator_story import access_of, get, own_environment
 from shadowserve_crds import names
 from shadowserve_lab.home import REPOSITORY
 from shadowserve_lab.processes import free_port
 from shadowserve_testbed.api_server import ApiServer
-from shadowserve_testbed.kubectl import KubectlError
 from shadowserve_testbed.pki import Authority
 
 pytestmark = pytest.mark.timeout(1800)  # the first time, the API server is built
@@ -38,36 +36,11 @@ def installed(api: ApiServer) -> Iterator[ApiServer]:
     api.kubectl("delete", "mutatingwebhookconfiguration", "shadowserve")
 
 
-def _access(api: ApiServer, account: str, folder: Path) -> Path:
-    """Return a kubeconfig with which one of our accounts gets in."""
-    token = api.kubectl("create", "token", account, "-n", _SYSTEM).strip()
-    access = yaml.safe_load(api.kubeconfig.read_text())
-    access["users"] = [{"name": each["name"], "user": {"token": token}} for each in access["users"]]
-    path = folder / f"{account}.kubeconfig"
-    path.write_text(yaml.safe_dump(access))
-    return path
-
-
-def _environment(kubeconfig: Path) -> dict[str, str]:
-    paths = os.pathsep.join(str(REPOSITORY / part) for part in ("crds", "operator"))
-    return {**os.environ, "KUBECONFIG": str(kubeconfig), "PYTHONPATH": paths}
-
-
-def _get(api: ApiServer, *what: str) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(api.kubectl("get", *what, "-o", "json"))
-    except KubectlError as error:
-        if "NotFound" in str(error):
-            return {}
-        raise
-    return found
-
-
 def test_the_installed_rights_are_enough(installed: ApiServer, tmp_path: Path) -> None:
     api = installed
     log = tmp_path / "operator.log"
     environment = {
-        **_environment(_access(api, _ACCOUNT, tmp_path)),
+        **own_environment(access_of(api, _ACCOUNT, _SYSTEM, tmp_path)),
         "SHADOWSERVE_METRICS_PORT": str(free_port()),
         "SHADOWSERVE_NAMESPACE": _SYSTEM,
         "SHADOWSERVE_WATCH_NAMESPACES": "default",
@@ -84,7 +57,7 @@ def test_the_installed_rights_are_enough(installed: ApiServer, tmp_path: Path) -
 
     def wait(what: str, *holds: tuple[str, ...]) -> None:
         end = time.monotonic() + _DEADLINE
-        while not all(_get(api, *each) for each in holds):
+        while not all(get(api, *each) for each in holds):
             assert time.monotonic() < end, f"{what}: not within {_DEADLINE} s\n{log.read_text()[-4000:]}"
             time.sleep(0.2)
 
@@ -97,10 +70,7 @@ def test_the_installed_rights_are_enough(installed: ApiServer, tmp_path: Path) -
             wait("store and engines", ("statefulset", "rights-store"), ("deployment", "rights"))
             wait("webhook certificate", ("secret", "shadowserve-webhook-tls", "-n", _SYSTEM))
             end = time.monotonic() + _DEADLINE
-            while (
-                "caBundle"
-                not in _get(api, "mutatingwebhookconfiguration", "shadowserve")["webhooks"][0]["clientConfig"]
-            ):
+            while "caBundle" not in json.dumps(get(api, "mutatingwebhookconfiguration", "shadowserve")):
                 assert time.monotonic() < end, log.read_text()[-4000:]
                 time.sleep(0.2)
             api.kubectl("delete", "sspool", "rights", "--timeout=20s")
@@ -140,7 +110,7 @@ def test_the_webhook_process_injects_with_the_rights_that_it_has(installed: ApiS
 
     command = [sys.executable, "-m", "shadowserve_operator.admission", "--certificates", str(certificates)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--metrics-port", str(free_port())]
-    environment = _environment(_access(installed, "shadowserve-webhook", tmp_path))
+    environment = own_environment(access_of(installed, "shadowserve-webhook", _SYSTEM, tmp_path))
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         try:

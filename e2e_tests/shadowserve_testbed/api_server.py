@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from shadowserve_lab.processes import Program, free_port
+from shadowserve_testbed.audit import audit_flags
 from shadowserve_testbed.binaries import API_SERVER, ETCD_SERVER, KUBECTL, Binaries
 from shadowserve_testbed.control_plane import ApiServerFiles, api_server_flags, etcd_flags, flags
 from shadowserve_testbed.kubectl import Kubectl
@@ -23,10 +24,13 @@ _READY_SECONDS = 60.0
 
 
 class ApiServer:
-    """Starts both programs in `__enter__`, stops them in `__exit__`; nothing outlives the process that made it."""
+    """Starts both programs in `__enter__`, stops them in `__exit__`; nothing outlives the process that made it.
 
-    def __init__(self, binaries: Binaries, say: Callable[[str], None]) -> None:
-        self._binaries, self._say = binaries, say
+    `audited`: every write is recorded in `audit_log`, which `audit.writes` reads.
+    """
+
+    def __init__(self, binaries: Binaries, say: Callable[[str], None], audited: bool = False) -> None:
+        self._binaries, self._say, self._audited = binaries, say, audited
         self._cleanup = ExitStack()
         self._folder = Path()
         self.kubeconfig = Path()
@@ -47,6 +51,11 @@ class ApiServer:
     def kubectl(self, *arguments: str, manifest: Mapping[str, Any] | None = None) -> str:
         """Run kubectl as administrator, with `manifest` as its input. Raises `KubectlError`."""
         return self._kubectl.run(*arguments, manifest=manifest)
+
+    @property
+    def audit_log(self) -> Path:
+        """Where writes are recorded."""
+        return self._folder / "audit.log"
 
     def _start(self, cleanup: ExitStack) -> None:
         etcd, client_port = self._start_etcd()
@@ -74,6 +83,8 @@ class ApiServer:
         files = ApiServerFiles(authority.certificate, serving, service_account_key(pki))
         # no controller gives pods' namespaces a service account here
         alone = {"disable-admission-plugins": "ServiceAccount"}
+        if self._audited:
+            alone |= audit_flags(self._folder / "audit-policy.json", self.audit_log)
         words = flags(api_server_flags(files, _HOST, port, etcd) | alone)
         command = [str(self._binaries.path(API_SERVER)), *words]
         return Program("kube-apiserver", command, self._folder / "kube-apiserver.log")

@@ -88,6 +88,9 @@ def test_from_install_to_a_pod_on_its_way(installed: ApiServer, tmp_path: Path) 
 
         assert "no data plane serves on card-0" in run(api, "explain", "injected")
         assert "no: the webhook did not answer" in run(api, "explain", "own")
+        events = get(api, "events", "--field-selector=reason=WithoutSidecar")
+        assert events is not None
+        assert [each["involvedObject"]["name"] for each in events["items"]] == ["own"]
         assert "there is no pod nobody" in run(api, "explain", "nobody", code=1)
 
         found = told(api, "doctor", code=1)

@@ -185,6 +185,7 @@ def test_pods_are_told_when_their_card_goes(api: ApiServer, operator: Path) -> N
     labels = {names.CACHE_LABEL: "kv", names.COMPONENT_LABEL: "data-plane", names.MANAGED_BY_LABEL: names.MANAGED_BY}
     create(api, _pod("plane", "card-0", labels), _pod("engine", "host-0", {names.CACHE_LABEL: "kv"}, injected="1"))
     patch_status(api, "pod/plane", phase="Running", podIP="127.0.0.9", podIPs=[{"ip": "127.0.0.9"}], conditions=[ready])
+    patch_status(api, "statefulset/kv-store", replicas=1, readyReplicas=1)
     wait(operator, "told the card", lambda: _told(api) == "127.0.0.9:9464", 60.0)
     api.kubectl("delete", "node", "card-0")
     wait(operator, "told none", lambda: _told(api) == "")

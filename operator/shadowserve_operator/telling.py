@@ -9,7 +9,8 @@ from shadowserve_crds.conditions import READY
 from shadowserve_crds.inferencepool import InferencePool, InferencePoolStatus
 from shadowserve_crds.prefixcache import PrefixCache, PrefixCacheStatus
 from shadowserve_operator.cluster import Cluster
-from shadowserve_operator.desired.events import condition_event
+from shadowserve_operator.desired.events import condition_event, skipped_event
+from shadowserve_operator.errors import Conflict
 from shadowserve_operator.kinds import Json, ref_of
 from shadowserve_operator.status import invalid_status
 
@@ -27,8 +28,7 @@ async def tell_status(
     after = next(each for each in status.conditions if each.type == READY)
     if before is not None and (before.status, before.reason) == (after.status, after.reason):
         return 1
-    await cluster.create_event(condition_event(owner, after, now))
-    return 2
+    return 1 + await _recorded(cluster, condition_event(owner, after, now))
 
 
 async def tell_invalid(cluster: Cluster, body: Json, kind: type[Status], message: str, now: datetime) -> int:
@@ -42,3 +42,18 @@ async def tell_invalid(cluster: Cluster, body: Json, kind: type[Status], message
         return 0
     await cluster.write_status(ref_of(body), status)
     return 1
+
+
+async def tell_skipped(cluster: Cluster, pod: Json, now: datetime) -> bool:
+    """Record that a pod runs without the sidecar that it asks for; returns whether that was news."""
+    event = skipped_event(pod, now)
+    return event is not None and await _recorded(cluster, event)
+
+
+async def _recorded(cluster: Cluster, event: Json) -> bool:
+    """Record an event, unless it was before; returns whether it was written."""
+    try:
+        await cluster.create_event(event)
+    except Conflict:
+        return False
+    return True

@@ -8,7 +8,7 @@ import pytest
 from shadowserve_crds import names
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.errors import Conflict, Refused
-from shadowserve_operator.kinds import CONFIG_MAP, PREFIX_CACHE, SERVICE, Json, Ref
+from shadowserve_operator.kinds import CONFIG_MAP, EVENT, PREFIX_CACHE, SERVICE, Json, Ref
 
 
 class Check(Protocol):
@@ -102,6 +102,16 @@ async def annotations_come_and_go(cluster: Cluster) -> None:
     assert noted["metadata"]["annotations"] == {"x/b": ""}
 
 
+async def an_event_of_a_name_is_recorded_once(cluster: Cluster) -> None:
+    about = {"apiVersion": "v1", "kind": "ConfigMap", "name": "a", "namespace": "default", "uid": "1"}
+    event = {"apiVersion": "v1", "kind": "Event", "metadata": {"name": "contract", "namespace": "default"}}
+    event |= {"involvedObject": about, "type": "Normal", "reason": "Seen", "message": "words"}
+    await cluster.create_event(event)
+    with pytest.raises(Conflict):
+        await cluster.create_event(event)
+    await cluster.delete(Ref(EVENT, "default", "contract"))
+
+
 async def an_unknown_namespace_is_refused_in_words(cluster: Cluster) -> None:
     with pytest.raises(Refused, match='namespaces "nowhere" not found'):
         await cluster.apply(config_map("lost", {}, namespace="nowhere"))
@@ -117,5 +127,6 @@ CONTRACT: tuple[Callable[[Cluster], Awaitable[None]], ...] = (
     listed_objects_say_what_they_are,
     only_the_very_object_is_deleted,
     annotations_come_and_go,
+    an_event_of_a_name_is_recorded_once,
     an_unknown_namespace_is_refused_in_words,
 )

@@ -132,6 +132,8 @@ class FakeCluster:
     async def create_event(self, event: Json) -> None:
         assert ref_of(event).kind == EVENT
         self._called("create_event", ref_of(event))
+        if any(ref_of(each) == ref_of(event) for each in self.events):
+            raise Conflict(f"{ref_of(event)}: already exists")
         self.events.append(copy.deepcopy(event))
 
     def _called(self, method: str, what: object) -> None:

@@ -21,8 +21,14 @@ def register(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
     register_kind(registry, runtime, INFERENCE_POOL, reconcile_inferencepool)
 
     @kopf.on.event(names.GROUP, names.VERSION, "prefixcaches", registry=registry)
-    async def cache_changed(namespace: str | None, **_: Any) -> None:
-        runtime.pokes.poke(_KIND, namespace or "")
+    async def cache_changed(
+        namespace: str | None, name: str, body: Mapping[str, Any], type: str | None, **_: Any
+    ) -> None:
+        """Poke only when it matters: what a cache's status says does not, and it changes with every pool."""
+        metadata = body["metadata"]
+        seen = (metadata.get("uid"), metadata.get("generation"), metadata.get("deletionTimestamp"), type == "DELETED")
+        if runtime.news("PrefixCache", namespace or "", name, seen):
+            runtime.pokes.poke(_KIND, namespace or "")
 
     async def related(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:
         runtime.pokes.poke(_KIND, namespace or "", labels[names.POOL_LABEL])

@@ -25,9 +25,14 @@ def register_kind(registry: kopf.OperatorRegistry, runtime: Runtime, kind: Kind,
     @kopf.daemon(*place, id=f"keep_{kind.name.lower()}", registry=registry, cancellation_timeout=10.0)
     async def keep_object(namespace: str | None, name: str, **_: Any) -> None:
         space = namespace or ""
+
+        async def in_turn() -> Result:
+            async with runtime.slots:
+                return await reconcile(runtime.cluster, space, name, runtime.settings, runtime.clock)
+
         await keep(
             (kind.name, space, name),
-            lambda: reconcile(runtime.cluster, space, name, runtime.settings, runtime.clock),
+            in_turn,
             runtime.pokes,
             runtime.metrics,
             runtime.settings.drift_interval,

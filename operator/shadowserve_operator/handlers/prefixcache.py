@@ -1,17 +1,20 @@
 """PrefixCaches: one worker each, poked by whatever may concern it, and the cleaning up that nobody else does."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import kopf
 
 from shadowserve_crds import names
-from shadowserve_operator.errors import ApiUnavailable, Conflict
+from shadowserve_operator.errors import ApiUnavailable, Conflict, OperatorError
 from shadowserve_operator.handlers.keeping import register_kind
 from shadowserve_operator.kinds import PREFIX_CACHE
 from shadowserve_operator.reconcile import forget_prefixcache, reconcile_prefixcache
 from shadowserve_operator.runtime import Runtime
+from shadowserve_operator.telling import tell_skipped
 
+_log = logging.getLogger(__name__)
 _KIND = PREFIX_CACHE.name
 _OURS = {names.MANAGED_BY_LABEL: names.MANAGED_BY}
 _OWN_KINDS = (
@@ -53,16 +56,26 @@ def _register_around(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
         kopf.on.event(own, labels={**_OURS, names.CACHE_LABEL: kopf.PRESENT}, registry=registry)(related)
     kopf.on.event("v1", "pods", labels={names.CACHE_LABEL: kopf.PRESENT}, registry=registry)(related)
 
+    @kopf.on.event("v1", "pods", labels={names.CACHE_LABEL: kopf.PRESENT}, registry=registry)
+    async def pod_seen(namespace: str | None, name: str, body: Mapping[str, Any], **_: Any) -> None:
+        """Record once that a pod runs without the sidecar; should that fail, the reconcile goes on all the same."""
+        annotations = dict(body["metadata"].get("annotations") or {})
+        if not runtime.news("Pod", namespace or "", name, (body["metadata"].get("uid"), annotations)):
+            return
+        try:
+            await tell_skipped(runtime.cluster, dict(body), runtime.clock())
+        except OperatorError as error:
+            _log.warning("pod %s/%s: %s", namespace, name, error)
+
     @kopf.on.event(names.GROUP, names.VERSION, "dpubindings", registry=registry)
     async def binding_changed(**_: Any) -> None:
         runtime.pokes.poke(_KIND)
 
     @kopf.on.event("v1", "nodes", registry=registry)
-    async def node_changed(name: str, body: Mapping[str, Any], **_: Any) -> None:
+    async def node_changed(name: str, body: Mapping[str, Any], type: str | None, **_: Any) -> None:
         """Poke only when it matters: a node's heartbeat comes every few seconds."""
         conditions = body.get("status", {}).get("conditions") or []
         ready = [each["status"] for each in conditions if each["type"] == "Ready"]
-        seen = (ready, dict(body["metadata"].get("labels") or {}), "deletionTimestamp" in body["metadata"])
-        if runtime.nodes.get(name) != seen:
-            runtime.nodes[name] = seen
+        seen = (ready, dict(body["metadata"].get("labels") or {}), type == "DELETED")
+        if runtime.news("Node", "", name, seen):
             runtime.pokes.poke(_KIND)

@@ -1,0 +1,49 @@
+"""Events about pods that run without the sidecar that they ask for."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cli_pictures import pod
+from fakes import FakeCluster
+
+from shadowserve_crds import names
+from shadowserve_operator.kinds import Json
+from shadowserve_operator.telling import tell_skipped
+
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+
+
+def left_out(skipped: str = "") -> Json:
+    body = pod("a", injected=False)
+    if skipped:
+        body["metadata"]["annotations"][names.SKIPPED_ANNOTATION] = skipped
+    return body
+
+
+@pytest.mark.parametrize(
+    ("skipped", "says"), [("it runs a shell", "it runs a shell"), ("", "the admission webhook did not see it")]
+)
+async def test_it_is_recorded_once_with_the_reason(skipped: str, says: str) -> None:
+    cluster = FakeCluster("default")
+    assert await tell_skipped(cluster, left_out(skipped), NOW)
+    assert not await tell_skipped(cluster, left_out(skipped), NOW + timedelta(hours=1))
+    (event,) = cluster.events
+    assert says in event["message"]
+    assert event["involvedObject"]["name"] == "a"
+
+
+def _ended() -> Json:
+    return left_out() | {"status": {"phase": "Succeeded"}}
+
+
+def _ours() -> Json:
+    body = left_out()
+    body["metadata"]["labels"][names.MANAGED_BY_LABEL] = names.MANAGED_BY
+    return body
+
+
+@pytest.mark.parametrize("body", [pod("a"), _ended(), _ours()], ids=["injected", "ended", "the store's"])
+async def test_of_other_pods_there_is_nothing_to_tell(body: Json) -> None:
+    cluster = FakeCluster("default")
+    assert not await tell_skipped(cluster, body, NOW)
+    assert cluster.events == []

@@ -140,7 +140,10 @@ class GatewaySpec(Section):
     """The Gateway API inference extension."""
 
     inference_pool: GatewayPool = GatewayPool.NONE
-    """`Create`: also make an inference.networking.k8s.io/v1 InferencePool of these pods, if that CRD is installed."""
+    """`Create`: also make an inference.networking.k8s.io/v1 InferencePool of these pods, if that CRD is installed.
+
+    Its endpoint picker is the Service `<name>-epp`, port 9002; without it requests go to any engine (FailOpen).
+    """
 
 
 class InferencePoolSpec(Section):

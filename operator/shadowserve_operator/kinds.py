@@ -49,6 +49,8 @@ CLUSTER_ISSUER = Kind("cert-manager.io/v1", "ClusterIssuer", "clusterissuers", n
 LEASE = Kind("coordination.k8s.io/v1", "Lease", "leases")
 PREFIX_CACHE = Kind(names.API_VERSION, "PrefixCache", "prefixcaches")
 INFERENCE_POOL = Kind(names.API_VERSION, "InferencePool", "inferencepools")
+GATEWAY_POOL = Kind("inference.networking.k8s.io/v1", "InferencePool", "inferencepools")
+"""That of the Gateway API inference extension, which has the same name as ours."""
 DPU_BINDING = Kind(names.API_VERSION, "DPUBinding", "dpubindings", namespaced=False)
 
 ALL = (
@@ -70,6 +72,7 @@ ALL = (
     LEASE,
     PREFIX_CACHE,
     INFERENCE_POOL,
+    GATEWAY_POOL,
     DPU_BINDING,
 )
 _BY_NAME = {(kind.api_version, kind.name): kind for kind in ALL}

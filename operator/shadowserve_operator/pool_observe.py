@@ -9,9 +9,11 @@ from shadowserve_crds.inferencepool import InferencePool
 from shadowserve_crds.prefixcache import PrefixCache
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.desired.engine import pod_selector
+from shadowserve_operator.errors import NotServed
 from shadowserve_operator.kinds import (
     DEPLOYMENT,
     DISRUPTION_BUDGET,
+    GATEWAY_POOL,
     POD,
     PREFIX_CACHE,
     SECRET,
@@ -39,7 +41,8 @@ class PoolPod:
 class PoolSnapshot:
     """What is. `cache_error` is why the PrefixCache that the pool names cannot be used, in words.
 
-    `missing` are objects that the pool refers to and that do not exist, in words.
+    `missing` are objects that the pool refers to and that do not exist, in words. `gateway`: the kind of pools of the
+    Gateway API inference extension is installed.
     """
 
     children: Mapping[Ref, Json]
@@ -47,6 +50,7 @@ class PoolSnapshot:
     cache: PrefixCache | None = None
     cache_error: str = ""
     missing: tuple[str, ...] = ()
+    gateway: bool = False
 
     @property
     def deployment(self) -> Json | None:
@@ -60,6 +64,8 @@ async def observe_pool(cluster: Cluster, pool: InferencePool) -> PoolSnapshot:
     children: dict[Ref, Json] = {}
     for kind in _CHILD_KINDS:
         children |= {ref_of(body): body for body in await cluster.list(kind, pool.namespace, mine)}
+    gateway = await _gateway_pools(cluster, pool, mine)
+    children |= {ref_of(body): body for body in gateway or ()}
     pods = await cluster.list(POD, pool.namespace, pod_selector(pool))
     cache, error = await _cache(cluster, pool)
     return PoolSnapshot(
@@ -68,7 +74,16 @@ async def observe_pool(cluster: Cluster, pool: InferencePool) -> PoolSnapshot:
         cache=cache,
         cache_error=error,
         missing=await _missing(cluster, pool),
+        gateway=gateway is not None,
     )
+
+
+async def _gateway_pools(cluster: Cluster, pool: InferencePool, mine: Mapping[str, str]) -> tuple[Json, ...] | None:
+    """Return what the Gateway API inference extension has of this pool; None where it is not installed."""
+    try:
+        return await cluster.list(GATEWAY_POOL, pool.namespace, mine)
+    except NotServed:
+        return None
 
 
 async def _cache(cluster: Cluster, pool: InferencePool) -> tuple[PrefixCache | None, str]:

@@ -59,4 +59,5 @@ def desired_pool(pool: InferencePool, snapshot: PoolSnapshot, settings: Operator
     """Return what should exist; None: what is there is left as it is, because something that it needs is missing."""
     if snapshot.cache_error or snapshot.missing or refused_flags(pool) or chunk_mismatch(pool, snapshot):
         return None
-    return engine_objects(pool, sidecar_terms(snapshot.cache, settings) if snapshot.cache else None)
+    terms = sidecar_terms(snapshot.cache, settings) if snapshot.cache else None
+    return engine_objects(pool, terms, snapshot.gateway)

@@ -7,7 +7,7 @@ from shadowserve_crds.conditions import Condition, Reason, condition, merged, su
 from shadowserve_crds.inferencepool import InferencePool, InferencePoolCondition, InferencePoolStatus, PodsByPlace
 from shadowserve_crds.prefixcache import PlaceName
 from shadowserve_operator.desired.assignment import place_of
-from shadowserve_operator.desired.engine import pod_selector, refused_flags
+from shadowserve_operator.desired.engine import pod_selector, refused_flags, wants_gateway_pool
 from shadowserve_operator.desired.generation import cache_generation
 from shadowserve_operator.pool_observe import PoolPod, PoolSnapshot
 
@@ -66,7 +66,9 @@ def _engines_ready(pool: InferencePool, snapshot: PoolSnapshot, facts: PoolFacts
     if facts.obstacles:
         return condition(kind, False, Reason.ERROR, "; ".join(facts.obstacles))
     if ready >= wanted:
-        return condition(kind, True, Reason.SUCCEEDED, f"{ready} of {wanted} engines serve")
+        lacking = wants_gateway_pool(pool) and not snapshot.gateway
+        note = "; no gateway has a pool of them: the CRDs of the Gateway API inference extension are not installed"
+        return condition(kind, True, Reason.SUCCEEDED, f"{ready} of {wanted} engines serve{note if lacking else ''}")
     if troubled := [pod for pod in snapshot.pods if pod.trouble]:
         return condition(kind, False, "PodsFailing", f"pod {troubled[0].name}: {troubled[0].trouble}")
     return condition(kind, False, Reason.PENDING, f"{ready} of {wanted} engines serve; a model may load for minutes")

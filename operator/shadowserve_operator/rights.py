@@ -42,6 +42,7 @@ IN_NAMESPACE = (
     *_rights((*_READ, "patch"), "", "pods"),
     *_rights(("get",), "", "persistentvolumeclaims"),
     *_rights(_KEEP, "cert-manager.io", "certificates"),
+    *_rights(_KEEP, "inference.networking.k8s.io", "inferencepools"),
     *_rights(("get",), "cert-manager.io", "issuers"),
     *_rights(("create",), "", "events"),
 )

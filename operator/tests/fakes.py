@@ -15,7 +15,7 @@ from shadowserve_operator.desired.external_store import EndpointSeen, Finding
 from shadowserve_operator.desired.round_trip import Answer, Plane, Word
 from shadowserve_operator.desired.shard_views import Member
 from shadowserve_operator.desired.sharding import ShardPlan, StoreSeen, Wish
-from shadowserve_operator.errors import Conflict, Refused
+from shadowserve_operator.errors import Conflict, NotServed, Refused
 from shadowserve_operator.kinds import EVENT, Json, Kind, Ref, ref_of
 from shadowserve_operator.store_admin import Access, ExternalAccess
 
@@ -36,6 +36,7 @@ class FakeCluster:
         self.events: list[Json] = []
         self.calls: list[tuple[str, str]] = []
         self.die_at: int | None = None
+        self.not_served: set[Kind] = set()
         self._applied: dict[Ref, Json] = {}
         self._numbers = itertools.count(1)
 
@@ -74,6 +75,8 @@ class FakeCluster:
 
     async def list(self, kind: Kind, namespace: str = "", labels: Mapping[str, str] | None = None) -> tuple[Json, ...]:
         self._called("list", kind.name)
+        if kind in self.not_served:
+            raise NotServed(f"{kind.plural} are not installed")
         found = [
             self.objects[ref]
             for ref in sorted(self.objects)

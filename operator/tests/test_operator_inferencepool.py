@@ -11,6 +11,7 @@ from shadowserve_crds.inferencepool import InferencePoolStatus
 from shadowserve_operator.kinds import (
     DEPLOYMENT,
     DISRUPTION_BUDGET,
+    GATEWAY_POOL,
     INFERENCE_POOL,
     POD,
     PREFIX_CACHE,
@@ -256,3 +257,28 @@ async def test_an_event_tells_when_the_pool_becomes_ready() -> None:
 def _contents(cluster: FakeCluster) -> dict[str, Any]:
     bodies = {str(ref): body for ref, body in cluster.objects.items() if ref.kind != POD}
     return {name: {key: body.get(key) for key in ("spec", "status", "data")} for name, body in bodies.items()}
+
+
+async def test_a_gateway_has_a_pool_of_the_engines_if_it_is_asked_for() -> None:
+    cluster = a_cluster(gateway={"inferencePool": "Create"})
+    await reconcile(cluster)
+    theirs = cluster.objects[Ref(GATEWAY_POOL, "default", "chat")]["spec"]
+    service = cluster.objects[Ref(SERVICE, "default", "chat")]["spec"]
+    assert theirs["selector"]["matchLabels"] == service["selector"]
+    assert theirs["targetPorts"] == [{"number": 8000}]
+    assert theirs["endpointPickerRef"]["failureMode"] == "FailOpen"
+    cluster.put(pool())
+    await reconcile(cluster)
+    assert Ref(GATEWAY_POOL, "default", "chat") not in cluster.objects
+    assert POOL in cluster.objects, "ours has the same kind and name"
+
+
+async def test_a_gateway_that_is_not_installed_is_told_and_keeps_nothing_from_running() -> None:
+    cluster = a_cluster(gateway={"inferencePool": "Create"}, replicas=0)
+    cluster.not_served.add(GATEWAY_POOL)
+    await reconcile(cluster)
+    await reconcile(cluster)
+    assert Ref(GATEWAY_POOL, "default", "chat") not in cluster.objects
+    (told,) = [each for each in cluster.objects[POOL]["status"]["conditions"] if each["type"] == "EnginesReady"]
+    assert told["status"] == "True"
+    assert "not installed" in told["message"]

@@ -18,7 +18,8 @@ def rights(kind: str, name: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for rule in role["rules"]:
         only = f" [{' '.join(rule['resourceNames'])}]" if "resourceNames" in rule else ""
-        found |= {resource: " ".join(rule["verbs"]) + only for resource in rule["resources"]}
+        there = ".networking" if rule["apiGroups"] == ["inference.networking.k8s.io"] else ""
+        found |= {resource + there: " ".join(rule["verbs"]) + only for resource in rule["resources"]}
     return found
 
 
@@ -47,6 +48,7 @@ def test_in_a_watched_namespace_the_operator_keeps_what_it_makes() -> None:
         "pods": "get list watch patch",
         "persistentvolumeclaims": "get",
         "certificates": KEEP,
+        "inferencepools.networking": KEEP,
         "issuers": "get",
         "events": "create",
     }
@@ -57,7 +59,7 @@ def test_in_a_watched_namespace_the_operator_keeps_what_it_makes() -> None:
 )
 def test_the_doctor_asks_for_what_the_roles_give(kind: str, asked: tuple[Right, ...]) -> None:
     given = {
-        (verb, resource)
+        (verb, resource.removesuffix(".networking"))
         for resource, verbs in rights(kind, "shadowserve-operator").items()
         for verb in verbs.split(" [")[0].split()
     }

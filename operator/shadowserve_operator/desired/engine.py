@@ -4,12 +4,12 @@ import json
 from dataclasses import dataclass
 
 from shadowserve_crds import names
-from shadowserve_crds.inferencepool import InferencePool, SourceType
+from shadowserve_crds.inferencepool import GatewayPool, InferencePool, SourceType
 from shadowserve_operator.desired.labels import rendered
 from shadowserve_operator.desired.merge import merged
 from shadowserve_operator.desired.pods import restricted, tolerant_anti_affinity, writable
 from shadowserve_operator.desired.sidecar import Injected, SidecarTerms, Unchanged, inject
-from shadowserve_operator.kinds import Json
+from shadowserve_operator.kinds import GATEWAY_POOL, Json
 
 ENGINE_CONTAINER = "engine"
 _COMPONENT = "engine"
@@ -17,6 +17,8 @@ _MODEL_FOLDER = "/model"
 _PROBE_SECONDS = 5
 _LOAD_SECONDS = 600
 """A large model may take so long to load before the pod counts as failed."""
+_PICKER_PORT = 9002
+"""Where endpoint pickers listen, by the inference extension's own chart."""
 _USER = 1000
 """Engines run as nobody in particular; `engine.podTemplate` can say otherwise."""
 _STOP_SECONDS = 15
@@ -32,8 +34,8 @@ class EngineObjects:
     detached: str = ""
 
 
-def engine_objects(pool: InferencePool, terms: SidecarTerms | None) -> EngineObjects:
-    """Return the pool's objects; `terms` None: plain vLLM."""
+def engine_objects(pool: InferencePool, terms: SidecarTerms | None, gateway: bool = False) -> EngineObjects:
+    """Return the pool's objects; `terms` None: plain vLLM. `gateway`: the inference extension's CRD is installed."""
     template = _template(pool)
     detached = ""
     if terms is not None:
@@ -45,7 +47,14 @@ def engine_objects(pool: InferencePool, terms: SidecarTerms | None) -> EngineObj
     bodies = [_deployment(pool, template), _service(pool)]
     if pool.spec.replicas > 1:
         bodies.append(_disruption_budget(pool))
+    if gateway and wants_gateway_pool(pool):
+        bodies.append(_gateway_pool(pool))
     return EngineObjects(tuple(rendered(pool, body) for body in bodies), detached)
+
+
+def wants_gateway_pool(pool: InferencePool) -> bool:
+    """Return whether the Gateway API inference extension is to have a pool of these pods."""
+    return pool.spec.gateway.inference_pool is GatewayPool.CREATE
 
 
 def refused_flags(pool: InferencePool) -> list[str]:
@@ -97,6 +106,21 @@ def _disruption_budget(pool: InferencePool) -> Json:
         "kind": "PodDisruptionBudget",
         "metadata": {"name": pool.name, "labels": _labels(pool)},
         "spec": {"maxUnavailable": 1, "selector": {"matchLabels": pod_selector(pool)}},
+    }
+
+
+def _gateway_pool(pool: InferencePool) -> Json:
+    """Return the extension's own InferencePool; while its endpoint picker is not there, requests go to any engine."""
+    picker = {"name": f"{pool.name}-epp", "port": {"number": _PICKER_PORT}, "failureMode": "FailOpen"}
+    return {
+        "apiVersion": GATEWAY_POOL.api_version,
+        "kind": GATEWAY_POOL.name,
+        "metadata": {"name": pool.name, "labels": _labels(pool)},
+        "spec": {
+            "selector": {"matchLabels": pod_selector(pool)},
+            "targetPorts": [{"number": pool.spec.port}],
+            "endpointPickerRef": picker,
+        },
     }
 
 

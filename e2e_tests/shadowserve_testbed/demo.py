@@ -20,7 +20,7 @@ from shadowserve_lab.setup import SetupError
 from shadowserve_testbed import scenario
 from shadowserve_testbed.binaries import BuildError
 from shadowserve_testbed.demo_report import DemoFigures, render
-from shadowserve_testbed.demo_story import DemoStory
+from shadowserve_testbed.demo_story import REMOVE_SECONDS, DemoStory
 from shadowserve_testbed.errors import TestbedError
 from shadowserve_testbed.images.errors import ImageError
 from shadowserve_testbed.installation import remove
@@ -28,7 +28,6 @@ from shadowserve_testbed.kubectl import KubectlError
 from shadowserve_testbed.provider import Provider, Shape
 from shadowserve_testbed.providers import PROVIDERS
 
-_REMOVE_SECONDS = 90.0
 _FAILURES = (TestbedError, BuildError, ImageError, SetupError, KubectlError, ProcessFailed, OSError)
 
 
@@ -79,7 +78,7 @@ def _shown(options: argparse.Namespace, provider: Provider) -> int:
         print(f"export KUBECONFIG={kubectl.kubeconfig}\nkubectl get shadowserve,pods -o wide\nshadowserve status")
     else:
         say("removing cache and pool; the test bed stays (make demo-clean removes it). To look further: ARGS=--keep")
-        remove(kubectl, scenario.NAMESPACE, _REMOVE_SECONDS, say)
+        remove(kubectl, scenario.NAMESPACE, REMOVE_SECONDS, say)
     return 1 if wrong else 0
 
 

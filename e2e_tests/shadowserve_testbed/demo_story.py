@@ -14,12 +14,13 @@ from shadowserve_testbed import scenario
 from shadowserve_testbed.access import Access
 from shadowserve_testbed.demo_report import AfterLoss, Event, RemoteHit
 from shadowserve_testbed.errors import TestbedError
-from shadowserve_testbed.installation import apply, install, overlay_of
+from shadowserve_testbed.installation import apply, install, overlay_of, remove
 from shadowserve_testbed.pods import Pod, data_planes, engines
 from shadowserve_testbed.provider import Provider
 from shadowserve_testbed.traffic import Traffic
 from shadowserve_testbed.waiting import unmet, wait_for
 
+REMOVE_SECONDS = 90.0
 _READY_SECONDS = 600.0
 _STORED_SECONDS = 60.0
 _ATTACHED_SECONDS = 60.0
@@ -48,7 +49,9 @@ class DemoStory:
 
     def install(self) -> None:
         """Put the cluster in order. Raises `TestbedError`, `ImageError`, `KubectlError`."""
-        install(self._provider, self._home, overlay_of(self._name), scenario.NAMESPACE)
+        if install(self._provider, self._home, overlay_of(self._name), scenario.NAMESPACE):
+            # what an earlier demo was told to keep runs older code
+            remove(self._kubectl, scenario.NAMESPACE, REMOVE_SECONDS, self._say)
 
     def apply_and_wait(self, now: datetime) -> Ready:
         """Apply both resources and return once both are ready; `now` is the time of day. Raises `TestbedError`."""

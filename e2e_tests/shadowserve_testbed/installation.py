@@ -16,8 +16,8 @@ SYSTEM = "shadowserve-system"
 _INSTALL_SECONDS = 180.0
 
 
-def install(provider: Provider, home: Home, overlay: Path, namespace: str) -> None:
-    """Return once operator and webhook run, with the code as it is.
+def install(provider: Provider, home: Home, overlay: Path, namespace: str) -> list[str]:
+    """Return once operator and webhook run, with the code as it is; which images the nodes did not have before.
 
     Raises `TestbedError`, `ImageError`, `KubectlError`.
     """
@@ -33,6 +33,7 @@ def install(provider: Provider, home: Home, overlay: Path, namespace: str) -> No
     if changed and any("operator" in reference for reference in changed):
         kubectl.run("rollout", "restart", "deployment", "--namespace", SYSTEM)
     wait_for(lambda: unavailable(kubectl, SYSTEM), "operator and webhook", _INSTALL_SECONDS, home.say)
+    return changed
 
 
 def apply(kubectl: Kubectl, *manifests: Mapping[str, Any]) -> None:

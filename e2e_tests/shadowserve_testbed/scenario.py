@@ -24,7 +24,7 @@ def cache_manifest(tier: str = TIER) -> dict[str, Any]:
                 "resources": {"cpu": "1", "memory": "1Gi"},
                 "tolerations": [{"key": CARD_TAINT, "operator": "Exists"}],
             },
-            "host": {"resources": {"cpu": "500m", "memory": "512Mi"}},
+            "host": {"resources": {"cpu": "400m", "memory": "512Mi"}},
             "landingBuffer": "256Mi",
         },
     }

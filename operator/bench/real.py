@@ -34,12 +34,12 @@ class Method:
 
 
 METHODS = (
-    Method("naive", lambda _: Naive(), Options(split=None)),
-    Method("paper", lambda _: PaperPartialData(), Options(split=None)),
-    Method("partial", lambda _: PartialData(), Options(split=None)),
-    Method("surrogate", Surrogate, Options(split=None)),
-    Method("hybrid", Surrogate, Options(split=0)),
-    Method("data-parallel", lambda _: Naive(), Options(split=1, speculate=False)),
+    Method("naive", lambda _: Naive(), Options(split=None, together=True)),
+    Method("paper", lambda _: PaperPartialData(), Options(split=None, together=True)),
+    Method("partial", lambda _: PartialData(), Options(split=None, together=True)),
+    Method("surrogate", Surrogate, Options(split=None, together=True)),
+    Method("hybrid", Surrogate, Options(split=0, together=True)),
+    Method("data-parallel", lambda _: Naive(), Options(split=1, speculate=False, together=True)),
 )
 
 

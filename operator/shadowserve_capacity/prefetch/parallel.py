@@ -34,12 +34,14 @@ class Options:
     """How a run behaves. Nothing here changes the chain.
 
     `split`: batches a share; 0 decides by measured costs whether workers share evaluations, None: they never do.
+    `together` lets the run (and its time) begin only when all workers of the start are ready: for benchmarks.
     A worker that is silent for `stall_seconds` (and ten times what its order should take) is passed over.
     """
 
     split: int | None = 0
     speculate: bool = True
     master_works: bool = False
+    together: bool = False
     stall_seconds: float = _STALLS_AFTER_S
     told_every: float = 1.0
     tell: Callable[[Progress], None] | None = None
@@ -158,7 +160,8 @@ class Crew:
             self._answered(worker, decode(data))
         elif data == READY:
             worker.ready = True
-            self._meter.begin(time.monotonic())
+            if not self._waiting():
+                self._meter.begin(time.monotonic())
             self._idle.update(lane.number for lane in worker.lanes)
         elif data:
             reason = data.removeprefix(REFUSED).decode(errors="replace")
@@ -189,7 +192,15 @@ class Crew:
         if lane.serial is not None:
             lane.worker.link.call_off(CallOff(lane.local, lane.serial))
 
+    def _waiting(self) -> bool:
+        """Return whether the run is not to begin yet."""
+        if not self._options.together or self._meter.begun:
+            return False
+        return not all(worker.ready for worker in self._workers.values())
+
     def _serve(self) -> None:
+        if self._waiting():
+            return
         for number in self._master.called_off():
             if number in self._lanes:
                 try:

@@ -15,15 +15,17 @@ from shadowserve_capacity.prefetch.problem import Adaptation, Problem, Proposed,
 COMPONENTS = 8
 DIMENSIONS = 8
 _LEAST_DISTANCE = 3.0
-_CHUNK = 8192
-"""Items at a time: scores and data stay in the second-level cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """`data` has shape (batches, 8, items a batch), float64."""
+    """`data` has shape (batches, 8, items a batch), float64; `chunk` items are evaluated at a time.
+
+    A chunk and its scores should fit the second-level cache, or what is a core's share of it.
+    """
 
     data: NDArray[np.float64]
+    chunk: int = 4096
 
     @property
     def batches(self) -> int:
@@ -39,8 +41,8 @@ class Mixture:
         means = theta.reshape(COMPONENTS, DIMENSIONS)
         offsets = 0.5 * (means * means).sum(axis=1)[:, None]
         data, total = self.data[batch], 0.0
-        for start in range(0, data.shape[1], _CHUNK):
-            chunk = data[:, start : start + _CHUNK]
+        for start in range(0, data.shape[1], self.chunk):
+            chunk = data[:, start : start + self.chunk]
             scores = means @ chunk
             scores -= offsets
             mixed = np.exp(scores, out=scores).sum(axis=0)

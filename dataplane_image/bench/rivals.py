@@ -119,21 +119,22 @@ def _line(process: "subprocess.Popen[str]", start: str, name: str) -> str:
     raise RuntimeError(f"{name}: its program ended with exit code {process.wait(10)}")
 
 
-def measure(link: NamespaceLink, gigabits: float, options: argparse.Namespace, report: Report) -> None:
+def start_all(link: NamespaceLink, chunks: int, quit_at: ExitStack) -> dict[str, Contestant]:
+    """Start every rival, by name."""
+    contestants = {}
+    for rival in RIVALS:
+        say(f"rivals: starting {rival.name}")
+        contestants[rival.name] = Contestant(rival, link, chunks, quit_at)
+    return contestants
+
+
+def measure(contestants: dict[str, Contestant], gigabits: float, repeats: int, report: Report) -> None:
     """Run all, turn by turn, over a link of that rate (0: as fast as it goes)."""
-    link.limit(0)
-    with ExitStack() as quit_at:
-        contestants = {}
-        for rival in RIVALS:
-            say(f"rivals: starting {rival.name}")
-            contestants[rival.name] = Contestant(rival, link, options.chunks, quit_at)
-        link.limit(gigabits * GIGA)
-        samples: dict[str, list[tuple[float, float]]] = interleaved(
-            options.repeats, {name: one.restore for name, one in contestants.items()}, lambda at: say(f"rivals: {at}")
-        )
+    case = f"link of {gigabits:g} Gb/s" if gigabits else "no limit"
+    restore = {name: one.restore for name, one in contestants.items()}
+    samples = interleaved(repeats, restore, lambda at: say(f"rivals: {case}: {at}"))
     speed = {name: [by_wall for by_wall, _ in taken] for name, taken in samples.items()}
     thrift = {name: [by_cpu for _, by_cpu in taken] for name, taken in samples.items()}
-    case = f"link of {gigabits:g} Gb/s" if gigabits else "no limit"
     for name in samples:
         report.figure(f"{case}, {name}", "KV per second", speed[name], "GB/s", gigabits=gigabits)
         report.figure(f"{case}, {name}", "KV per processor second", thrift[name], "GB/s", gigabits=gigabits)
@@ -164,9 +165,11 @@ def main(arguments: Sequence[str]) -> int:
         print(f"rivals: not measured: {why}", file=sys.stderr)
         return BUSY
     report = Report("rivals", {**vars(options), "restored": "bfloat16 KV"}, options.noise_bound)
-    with NamespaceLink() as link:
+    with NamespaceLink() as link, ExitStack() as quit_at:
+        contestants = start_all(link, options.chunks, quit_at)
         for gigabits in options.rates:
-            measure(link, gigabits, options, report)
+            link.limit(gigabits * GIGA)
+            measure(contestants, gigabits, options.repeats, report)
     return report.exit_code
 
 

@@ -46,7 +46,7 @@ def make_prompts(tokens: Sequence[int], question: Sequence[int]) -> Prompts:
     """Cut the prompts from a text's tokens. Raises `PromptError` when the text is too short."""
     chunks = min(len(tokens), MAX_PROMPT_TOKENS) // CHUNK_TOKENS
     if chunks < 2:
-        raise PromptError(f"the prompt file has {len(tokens)} tokens; two chunks of {CHUNK_TOKENS} are the least")
+        raise PromptError(f"the file has {len(tokens)} tokens; two chunks of {CHUNK_TOKENS} are the least")
     text = list(tokens[: chunks * CHUNK_TOKENS])
     shared = chunks // 2 * CHUNK_TOKENS
     asked = [*question, *text[_HINT]]
@@ -124,11 +124,29 @@ def _kv_bytes_per_token(stack: Stack) -> int:
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='make demo-local ARGS="..."', description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
-    parser.add_argument("--tier", choices=["Lossless", "High", "Balanced", "Compact"], default="Balanced")
+    parser.add_argument(
+        "--tier",
+        choices=["Lossless", "High", "Balanced", "Compact"],
+        default="Balanced",
+        help="how chunks are compressed (default Balanced)",
+    )
     parser.add_argument("--landing", choices=["Codes", "Values"], default="Codes", help="what lands (default Codes)")
     parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="any text file (default: LICENSE)")
     parser.add_argument("--keep", action="store_true", help="leave it running and print the endpoints")
     return parser.parse_args(arguments)
+
+
+def _text(file: Path) -> str:
+    """Return what is in a file. Raises `PromptError`, also when it is sure to be too short, before anything starts."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise PromptError(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{file}: no UTF-8 text (byte {error.start})") from error
+    if (size := file.stat().st_size) < 2 * CHUNK_TOKENS:  # no token is shorter than a byte
+        raise PromptError(f"{file}: {size} bytes; two chunks of {CHUNK_TOKENS} tokens are the least")
+    return text
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -137,11 +155,14 @@ def main(arguments: Sequence[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell that runs us in the background has it ignored
         signal.signal(number, _interrupt)
     try:
-        text = (options.prompt_file or REPOSITORY / "LICENSE").read_text()
+        text = _text(options.prompt_file or REPOSITORY / "LICENSE")
         if options.json:
             options.json.touch()
-    except (OSError, UnicodeDecodeError) as error:
-        say(f"--prompt-file or --json: {error}")
+    except PromptError as error:
+        say(f"--prompt-file: {error}")
+        return 2
+    except OSError as error:
+        say(f"--json: {options.json}: {error.strerror}")
         return 2
     try:
         return _shown(options, text)

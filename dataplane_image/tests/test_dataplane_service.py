@@ -24,7 +24,7 @@ from shadowserve_dataplane.errors import ChunkOutcome, NetworkError, PeerProtoco
 from shadowserve_dataplane.fetch.generated import dataplane_pb2 as wire
 from shadowserve_dataplane.fetch.generated.dataplane_pb2_grpc import DataPlaneStub
 from shadowserve_dataplane.fetch.plan import FetchJob
-from shadowserve_dataplane.fetch.remote import PlacementAddress, RemoteDataPlane
+from shadowserve_dataplane.fetch.remote import PROTOCOL, PlacementAddress, RemoteDataPlane
 from shadowserve_dataplane.fetch.report import ChunkResult
 from shadowserve_dataplane.landing import LandingBuffer, SlotRef
 from shadowserve_dataplane.place.receiver import TcpPlacementReceiver
@@ -191,7 +191,7 @@ async def test_an_unknown_attachment_is_told_to_attach(
 async def test_another_protocol_version_is_refused_in_words(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shadowserve_dataplane.fetch.remote.PROTOCOL", 99)
     remote = RemoteDataPlane(process.endpoint)
-    with pytest.raises(PeerProtocolError, match="speaks protocol 1, the sidecar 99; use matching versions"):
+    with pytest.raises(PeerProtocolError, match=f"speaks protocol {PROTOCOL}, the sidecar 99; use matching versions"):
         await remote.attach("test", PlacementAddress("", 1, TOKEN))
     await remote.close()
 
@@ -213,7 +213,7 @@ def test_a_bad_request_is_refused_in_words(process: Process, change: dict[str, o
     with grpc.insecure_channel(process.endpoint) as channel:
         stub = DataPlaneStub(channel)
         placement = wire.TcpPlacement(port=1, token=TOKEN)
-        attachment = stub.Attach(wire.AttachRequest(protocol=1, tcp=placement), timeout=5).attachment
+        attachment = stub.Attach(wire.AttachRequest(protocol=PROTOCOL, tcp=placement), timeout=5).attachment
         good = {
             "attachment": attachment,
             "deadline_ms": 100,
@@ -236,7 +236,7 @@ def test_a_bad_request_is_refused_in_words(process: Process, change: dict[str, o
 )
 def test_a_bad_attach_is_refused_in_words(process: Process, placement: dict[str, object], words: str) -> None:
     with grpc.insecure_channel(process.endpoint) as channel, pytest.raises(grpc.RpcError) as caught:
-        DataPlaneStub(channel).Attach(wire.AttachRequest(protocol=1, **placement), timeout=5)
+        DataPlaneStub(channel).Attach(wire.AttachRequest(protocol=PROTOCOL, **placement), timeout=5)
     assert words in caught.value.details()
 
 

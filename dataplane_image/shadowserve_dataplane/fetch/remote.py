@@ -14,7 +14,7 @@ from shadowserve_dataplane.fetch.generated.dataplane_pb2_grpc import DataPlaneSt
 from shadowserve_dataplane.fetch.plan import FetchJob
 from shadowserve_dataplane.fetch.report import ChunkResult
 
-PROTOCOL = 1
+PROTOCOL = 2
 ATTACH_SECONDS = 3.0
 CANCEL_SECONDS = 2.0
 SLACK_SECONDS = 1.0
@@ -105,8 +105,9 @@ class RemoteDataPlane:
         )
         call = self._stub.Fetch(request, timeout=left + SLACK_SECONDS)
         try:
-            async for result in call:
-                yield _parsed(job.job, result)
+            async for message in call:
+                for result in message.results:
+                    yield _parsed(job.job, result)
         except grpc.aio.AioRpcError as error:
             raise _translated(self.endpoint, error) from error
         except asyncio.CancelledError as error:

@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from shadowserve_dataplane import __version__
-from shadowserve_dataplane.errors import Cancelled
+from shadowserve_dataplane.errors import Cancelled, ChunkOutcome
 from shadowserve_dataplane.fetch.generated import dataplane_pb2 as wire
 from shadowserve_dataplane.fetch.generated.dataplane_pb2_grpc import DataPlaneServicer
 from shadowserve_dataplane.fetch.pipeline import Pipeline
@@ -61,7 +61,7 @@ class DataPlaneService(DataPlaneServicer):
         _log.info("sidecar %s attached, placement to %s:%d", request.sidecar, target.host, target.port)
         return wire.AttachReply(protocol=PROTOCOL, attachment=number, version=__version__)
 
-    async def Fetch(self, request: wire.FetchRequest, context: Context) -> AsyncIterator[wire.ChunkResult]:
+    async def Fetch(self, request: wire.FetchRequest, context: Context) -> AsyncIterator[wire.ChunkResults]:
         """Restore the chunks of one job; a caller that hangs up cancels it."""
         number = next(self._numbers)
         results: asyncio.Queue[ChunkResult] = asyncio.Queue()
@@ -77,8 +77,11 @@ class DataPlaneService(DataPlaneServicer):
             await _refuse(context, BadRequest(grpc.StatusCode.UNAVAILABLE, str(error)))
         attachment.jobs[request.job] = number
         try:
-            for _ in job.chunks:
-                yield _message(await results.get())
+            left = len(job.chunks)
+            while left:
+                told = await worth_telling(results, left)
+                left -= len(told)
+                yield wire.ChunkResults(results=map(_message, told))
         finally:
             if attachment.jobs.get(request.job) == number:
                 del attachment.jobs[request.job]
@@ -106,6 +109,16 @@ def _into(results: "asyncio.Queue[ChunkResult]") -> Callable[[ChunkResult], None
         loop.call_soon_threadsafe(results.put_nowait, result)
 
     return put
+
+
+async def worth_telling(results: "asyncio.Queue[ChunkResult]", left: int) -> list[ChunkResult]:
+    """Return the next results, `left` at most: until one is a failure, which nobody has told the sidecar yet."""
+    told: list[ChunkResult] = []
+    while len(told) < left:
+        told.append(await results.get())
+        if told[-1].outcome is not ChunkOutcome.LANDED:
+            break
+    return told
 
 
 def _message(result: ChunkResult) -> wire.ChunkResult:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0f\x64\x61taplane.proto\x12\x18shadowserve.dataplane.v1\"v\n\rAttachRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07sidecar\x18\x02 \x01(\t\x12\x35\n\x03tcp\x18\x03 \x01(\x0b\x32&.shadowserve.dataplane.v1.TcpPlacementH\x00\x42\x0b\n\tplacement\"H\n\x0cTcpPlacement\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\r\n\x05token\x18\x03 \x01(\x0c\x12\r\n\x05local\x18\x04 \x01(\t\"D\n\x0b\x41ttachReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x12\n\nattachment\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\t\"Z\n\x05Shape\x12\x0e\n\x06layers\x18\x01 \x01(\r\x12\x10\n\x08kv_heads\x18\x02 \x01(\r\x12\x10\n\x08head_dim\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\"@\n\x05\x43hunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x0c\n\x04slot\x18\x03 \x01(\r\x12\r\n\x05lease\x18\x04 \x01(\x04\"\xb6\x01\n\x0c\x46\x65tchRequest\x12\x12\n\nattachment\x18\x01 \x01(\x04\x12\x0b\n\x03job\x18\x02 \x01(\x04\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\r\x12\x0f\n\x07landing\x18\x04 \x01(\t\x12.\n\x05shape\x18\x05 \x01(\x0b\x32\x1f.shadowserve.dataplane.v1.Shape\x12/\n\x06\x63hunks\x18\x06 \x03(\x0b\x32\x1f.shadowserve.dataplane.v1.Chunk\"j\n\x0b\x43hunkResult\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x15\n\rencoded_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cvalues_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\"0\n\rCancelRequest\x12\x12\n\nattachment\x18\x01 \x01(\x04\x12\x0b\n\x03job\x18\x02 \x01(\x04\"\r\n\x0b\x43\x61ncelReply2\x99\x02\n\tDataPlane\x12X\n\x06\x41ttach\x12\'.shadowserve.dataplane.v1.AttachRequest\x1a%.shadowserve.dataplane.v1.AttachReply\x12X\n\x05\x46\x65tch\x12&.shadowserve.dataplane.v1.FetchRequest\x1a%.shadowserve.dataplane.v1.ChunkResult0\x01\x12X\n\x06\x43\x61ncel\x12\'.shadowserve.dataplane.v1.CancelRequest\x1a%.shadowserve.dataplane.v1.CancelReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0f\x64\x61taplane.proto\x12\x18shadowserve.dataplane.v1\"v\n\rAttachRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07sidecar\x18\x02 \x01(\t\x12\x35\n\x03tcp\x18\x03 \x01(\x0b\x32&.shadowserve.dataplane.v1.TcpPlacementH\x00\x42\x0b\n\tplacement\"H\n\x0cTcpPlacement\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\x12\r\n\x05token\x18\x03 \x01(\x0c\x12\r\n\x05local\x18\x04 \x01(\t\"D\n\x0b\x41ttachReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x12\n\nattachment\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\t\"Z\n\x05Shape\x12\x0e\n\x06layers\x18\x01 \x01(\r\x12\x10\n\x08kv_heads\x18\x02 \x01(\r\x12\x10\n\x08head_dim\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\"@\n\x05\x43hunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x0c\n\x04slot\x18\x03 \x01(\r\x12\r\n\x05lease\x18\x04 \x01(\x04\"\xb6\x01\n\x0c\x46\x65tchRequest\x12\x12\n\nattachment\x18\x01 \x01(\x04\x12\x0b\n\x03job\x18\x02 \x01(\x04\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\r\x12\x0f\n\x07landing\x18\x04 \x01(\t\x12.\n\x05shape\x18\x05 \x01(\x0b\x32\x1f.shadowserve.dataplane.v1.Shape\x12/\n\x06\x63hunks\x18\x06 \x03(\x0b\x32\x1f.shadowserve.dataplane.v1.Chunk\"j\n\x0b\x43hunkResult\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x15\n\rencoded_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cvalues_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\"F\n\x0c\x43hunkResults\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.shadowserve.dataplane.v1.ChunkResult\"0\n\rCancelRequest\x12\x12\n\nattachment\x18\x01 \x01(\x04\x12\x0b\n\x03job\x18\x02 \x01(\x04\"\r\n\x0b\x43\x61ncelReply2\x9a\x02\n\tDataPlane\x12X\n\x06\x41ttach\x12\'.shadowserve.dataplane.v1.AttachRequest\x1a%.shadowserve.dataplane.v1.AttachReply\x12Y\n\x05\x46\x65tch\x12&.shadowserve.dataplane.v1.FetchRequest\x1a&.shadowserve.dataplane.v1.ChunkResults0\x01\x12X\n\x06\x43\x61ncel\x12\'.shadowserve.dataplane.v1.CancelRequest\x1a%.shadowserve.dataplane.v1.CancelReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,10 +45,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FETCHREQUEST']._serialized_end=650
   _globals['_CHUNKRESULT']._serialized_start=652
   _globals['_CHUNKRESULT']._serialized_end=758
-  _globals['_CANCELREQUEST']._serialized_start=760
-  _globals['_CANCELREQUEST']._serialized_end=808
-  _globals['_CANCELREPLY']._serialized_start=810
-  _globals['_CANCELREPLY']._serialized_end=823
-  _globals['_DATAPLANE']._serialized_start=826
-  _globals['_DATAPLANE']._serialized_end=1107
+  _globals['_CHUNKRESULTS']._serialized_start=760
+  _globals['_CHUNKRESULTS']._serialized_end=830
+  _globals['_CANCELREQUEST']._serialized_start=832
+  _globals['_CANCELREQUEST']._serialized_end=880
+  _globals['_CANCELREPLY']._serialized_start=882
+  _globals['_CANCELREPLY']._serialized_end=895
+  _globals['_DATAPLANE']._serialized_start=898
+  _globals['_DATAPLANE']._serialized_end=1180
 # @@protoc_insertion_point(module_scope)

@@ -94,6 +94,12 @@ class ChunkResult(_message.Message):
     detail: str
     def __init__(self, index: _Optional[int] = ..., outcome: _Optional[str] = ..., encoded_bytes: _Optional[int] = ..., values_bytes: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
 
+class ChunkResults(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[ChunkResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[ChunkResult, _Mapping]]] = ...) -> None: ...
+
 class CancelRequest(_message.Message):
     __slots__ = ("attachment", "job")
     ATTACHMENT_FIELD_NUMBER: _ClassVar[int]

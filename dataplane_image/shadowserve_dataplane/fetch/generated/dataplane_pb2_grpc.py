@@ -42,7 +42,7 @@ class DataPlaneStub:
         self.Fetch = channel.unary_stream(
                 '/shadowserve.dataplane.v1.DataPlane/Fetch',
                 request_serializer=dataplane__pb2.FetchRequest.SerializeToString,
-                response_deserializer=dataplane__pb2.ChunkResult.FromString,
+                response_deserializer=dataplane__pb2.ChunkResults.FromString,
                 _registered_method=True)
         self.Cancel = channel.unary_unary(
                 '/shadowserve.dataplane.v1.DataPlane/Cancel',
@@ -63,7 +63,8 @@ class DataPlaneServicer:
 
     def Fetch(self, request, context):
         """Restore chunks; one result a chunk, in any order, then the stream ends. That a chunk landed is also said in band by
-        the placement itself, behind its last byte, and only that counts. NOT_FOUND: attach (again) first.
+        the placement itself, behind its last byte, and only that counts: such results wait for the next failure, or for the
+        end, since each message costs both sides half a millisecond. NOT_FOUND: attach (again) first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,7 +88,7 @@ def add_DataPlaneServicer_to_server(servicer, server):
             'Fetch': grpc.unary_stream_rpc_method_handler(
                     servicer.Fetch,
                     request_deserializer=dataplane__pb2.FetchRequest.FromString,
-                    response_serializer=dataplane__pb2.ChunkResult.SerializeToString,
+                    response_serializer=dataplane__pb2.ChunkResults.SerializeToString,
             ),
             'Cancel': grpc.unary_unary_rpc_method_handler(
                     servicer.Cancel,
@@ -148,7 +149,7 @@ class DataPlane:
             target,
             '/shadowserve.dataplane.v1.DataPlane/Fetch',
             dataplane__pb2.FetchRequest.SerializeToString,
-            dataplane__pb2.ChunkResult.FromString,
+            dataplane__pb2.ChunkResults.FromString,
             options,
             channel_credentials,
             insecure,

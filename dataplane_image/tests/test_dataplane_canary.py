@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from real_store import Certificate, RedisCluster, RedisServer
-from sidecar_process import DataPlaneProcess, SecureDataPlane
+from real_store import Certificate, RedisCluster, RedisServer, wait_until
+from sidecar_chunks import SHAPE as CHUNK_SHAPE
+from sidecar_client import Client
+from sidecar_process import DataPlaneProcess, SecureDataPlane, SidecarProcess, config_for
 
 from shadowserve_dataplane.deadline import Deadline
 from shadowserve_dataplane.fetch.canary import SHAPE, Canary, CanaryLanding, RoundTrip, Stage, keys_by_shard
@@ -144,8 +146,8 @@ def test_a_named_change_makes_one_round_trip_and_no_more() -> None:
     assert len(trips) == 2
 
 
-def ask(process: DataPlaneProcess, change: str) -> dict[str, object]:
-    url = f"{process.metrics_url}/round-trip?change={urllib.parse.quote(change)}"
+def ask(server: str, change: str) -> dict[str, object]:
+    url = f"{server}/round-trip?change={urllib.parse.quote(change)}"
     with urllib.request.urlopen(url, timeout=10) as reply:
         document: dict[str, object] = json.loads(reply.read())
     return document
@@ -153,7 +155,7 @@ def ask(process: DataPlaneProcess, change: str) -> dict[str, object]:
 
 def test_the_process_tells_its_verdict_over_http(tmp_path: Path, redis_standalone: RedisServer) -> None:
     with DataPlaneProcess(tmp_path / "plane", store=redis_standalone.url) as process:
-        first = ask(process, "now")
+        first = ask(process.metrics_url, "now")
         assert (first["verdict"], first["shards"]) == ("Verified", 1)
         assert process.metric("shadowserve_round_trip_verified") == 1
         assert process.metric('shadowserve_chunks_total{result="landed"}') == 0
@@ -163,7 +165,24 @@ def test_the_process_sends_canaries_with_mutual_tls(
     tmp_path: Path, redis_standalone: RedisServer, certificate: Certificate
 ) -> None:
     with SecureDataPlane(tmp_path / "plane", store=redis_standalone.url, files=certificate) as process:
-        assert ask(process, "now")["verdict"] == "Verified"
+        assert ask(process.metrics_url, "now")["verdict"] == "Verified"
+
+
+def test_a_sidecar_tells_of_its_own_pipeline_once_an_engine_is_there(
+    tmp_path: Path, redis_standalone: RedisServer
+) -> None:
+    config = config_for(redis_standalone, placement={"order": ["Host"]})
+    with SidecarProcess(tmp_path / "sidecar", config=config) as sidecar:
+        url = f"http://127.0.0.1:{(sidecar.folder / 'metrics-port').read_text()}"
+        assert ask(url, "now")["verdict"] == "Pending"
+        client = Client(sidecar.socket, CHUNK_SHAPE)
+        try:
+            client.say_hello()
+            wait_until(lambda: ask(url, "now")["verdict"] == "Verified", "the canary came back")
+            redis_standalone.kill()
+            wait_until(lambda: ask(url, "later")["verdict"] == "Failed", "the canary did not come back")
+        finally:
+            client.close()
 
 
 def test_values_are_small() -> None:

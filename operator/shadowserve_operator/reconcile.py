@@ -20,7 +20,7 @@ from shadowserve_operator.desired.certificates import Certificate, expired
 from shadowserve_operator.desired.config import admin_secret_name, config_map, secret_name
 from shadowserve_operator.desired.dataplane import dataplane_objects
 from shadowserve_operator.desired.pairing import Pairing, binding_manifests, resolve
-from shadowserve_operator.desired.round_trip import Plane, change_of
+from shadowserve_operator.desired.round_trip import Plane, change_of, host_planes
 from shadowserve_operator.desired.secrets import SecretValues, secret_manifests
 from shadowserve_operator.desired.store import store_objects
 from shadowserve_operator.external import External
@@ -41,6 +41,8 @@ from shadowserve_operator.status import (
 )
 from shadowserve_operator.telling import tell_invalid, tell_status
 
+_MOST_SIDECARS = 8
+"""Of a large pool's sidecars so many are asked: they are all alike."""
 _SHARDING_SECONDS = 5.0
 """So long a reconcile may move slots; then it looks again whether engines need it more."""
 _log = logging.getLogger(__name__)
@@ -110,7 +112,9 @@ async def reconcile_prefixcache(
     facts = _facts(cache, snapshot, desired, (pairing, assignments), (plan, outcome))
     external = External.of(cache, snapshot)
     endpoints = await external.find_out(network) if external else []
-    answers = await network.round_trips(_whom_to_ask(snapshot), _change(cache, snapshot, seen.layout))
+    answers = await network.round_trips(
+        _whom_to_ask(snapshot, assignments, order), _change(cache, snapshot, seen.layout)
+    )
     found = replace(facts, round_trips=tuple(answers), shards=seen, endpoints=tuple(endpoints))
     status = next_status(cache, found, now)
     told += await tell_status(cluster, cache, body, status, now)
@@ -208,13 +212,17 @@ def _facts(
     )
 
 
-def _whom_to_ask(snapshot: Snapshot) -> list[Plane]:
-    """Return the data planes that serve."""
+def _whom_to_ask(snapshot: Snapshot, assignments: Iterable[Assignment], order: Sequence[PlaceName]) -> list[Plane]:
+    """Return the data planes that serve: those on cards, and some of the sidecars that restore on the host."""
     serving = [plane for plane in (snapshot.planes or {}).values() if plane.ready_since is not None]
-    return [
+    found = [
         Plane(f"the data plane on {plane.card}", f"{plane.endpoint.rpartition(':')[0]}:{names.DATA_PLANE_METRICS_PORT}")
         for plane in sorted(serving, key=lambda plane: plane.card)
     ]
+    if PlaceName.HOST in order:
+        alone = {each.pod.name for each in assignments if not each.endpoint}
+        found += host_planes(snapshot.pods, alone)[:_MOST_SIDECARS]
+    return found
 
 
 def _change(cache: PrefixCache, snapshot: Snapshot, layout: str) -> str:

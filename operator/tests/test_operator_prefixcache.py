@@ -291,6 +291,24 @@ async def test_a_data_plane_that_cannot_be_asked_is_told_and_does_not_count_as_b
     assert conditions(cluster)["Ready"] == ("True", "Succeeded")
 
 
+async def test_on_the_host_the_sidecars_are_asked() -> None:
+    cluster, network = a_cluster(), FakeNetwork()
+    cluster.put(cache(placement={"order": ["Host"]}))
+    await until_quiet(cluster, network=network)
+    assert conditions(cluster)["RoundTripVerified"] == ("Unknown", "NoDataPlane")
+    assert "each engine's sidecar brings its own" in message(cluster, "RoundTripVerified")
+    sidecar = {"name": names.SIDECAR_CONTAINER, "started": True}
+    running = {"phase": "Running", "podIP": "10.3.0.1", "initContainerStatuses": [sidecar]}
+    cluster.put({**engine("chat-0", "host-0"), "status": running})
+    cluster.put({**engine("starting", "host-0"), "status": {"phase": "Pending"}})
+    await until_quiet(cluster, network=network)
+    assert conditions(cluster)["RoundTripVerified"] == ("True", "Succeeded")
+    assert message(cluster, "RoundTripVerified").endswith("through the sidecar of chat-0")
+    network.said["10.3.0.1:9465"] = (Word.FAILED, "fetch", "deadline")
+    await until_quiet(cluster, network=network)
+    assert "the sidecar of chat-0, at fetch: deadline" in message(cluster, "RoundTripVerified")
+
+
 async def test_every_change_of_what_a_round_trip_depends_on_asks_for_another_one() -> None:
     cluster, network = a_cluster(), FakeNetwork()
     await until_quiet(cluster, network=network)

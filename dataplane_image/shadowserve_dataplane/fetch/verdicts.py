@@ -41,14 +41,14 @@ class Verdict:
 
 
 class Verdicts:
-    """Keeps the last verdict; thread-safe. `make` makes a round trip of at most that many seconds.
+    """Keeps the last verdict; thread-safe. `make` makes a round trip in that many seconds, None if it cannot yet.
 
     `told` hears whether each one succeeded. Use it in `with`: a thread of its own makes round trips meanwhile.
     """
 
     def __init__(
         self,
-        make: Callable[[float], RoundTrip],
+        make: Callable[[float], RoundTrip | None],
         told: Callable[[bool], None] = lambda _: None,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -75,13 +75,18 @@ class Verdicts:
         It is an older one, with the change that it knew of, if the last one was made a moment ago.
         """
         with self._making:
-            if change != self._last.change and self._clock() - self._made_at >= _REST_SECONDS:
+            if (
+                change != self._last.change or self._last.trip is None
+            ) and self._clock() - self._made_at >= _REST_SECONDS:
                 self._renew(change)
             return self._last
 
     def _renew(self, change: str) -> None:
         before = self._last.trip
         trip = self._make(TRIP_SECONDS)
+        if trip is None:
+            self._last, self._made_at = Verdict(change, None), self._clock()
+            return
         if before is None or (before.failed, before.detail) != (trip.failed, trip.detail):
             level = logging.INFO if trip.failed is Stage.NONE else logging.WARNING
             said = f"failed at {trip.failed}: {trip.detail}" if trip.failed else f"passed, {trip.shards} shards"

@@ -4,14 +4,16 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from shadowserve_dataplane import __version__
 from shadowserve_dataplane.codec.tiers import LandingMode
 from shadowserve_dataplane.connector.messages import FromSidecar, pack
 from shadowserve_dataplane.errors import ChunkOutcome
+from shadowserve_dataplane.fetch.pipeline import Pipeline
 from shadowserve_dataplane.fetch.report import ChunkResult
 from shadowserve_dataplane.sidecar.buffer_files import Buffers, BufferSizes, make_buffers
+from shadowserve_dataplane.sidecar.canary import HostCanary
 from shadowserve_dataplane.sidecar.conversation import Conversation, Parts, Terms
 from shadowserve_dataplane.sidecar.data_plane import WATCH_SECONDS, DataPlane
 from shadowserve_dataplane.sidecar.endpoint import EndpointFile
@@ -48,8 +50,13 @@ async def serve(config: Config, paths: Paths, stop: asyncio.Event, say: Callable
         buffers = await make_buffers(paths.landing, sizes)
         try:
             metrics = SidecarMetrics(buffers.landing.count)
-            with metrics.served(config.metrics_port, paths.metrics_port) as port:
+            canary = HostCanary(store_settings(config))
+            after = canary.verdicts.after if "Host" in config.placement.order else None
+            with metrics.served(config.metrics_port, paths.metrics_port, after) as port, ExitStack() as stack:
                 sidecar = Sidecar(config, paths, buffers, metrics)
+                if after is not None:
+                    canary.follow(lambda: sidecar.host_pipeline)
+                    stack.enter_context(canary)
                 say(f"shadowserve-sidecar {__version__}: ready on {paths.socket}, metrics on port {port}")
                 await sidecar.run(stop)
         finally:
@@ -94,6 +101,11 @@ class Sidecar:
             self._send,
         )
         self._router = Router(paths.socket, file_mode(config), self._conversation.take)
+
+    @property
+    def host_pipeline(self) -> Pipeline | None:
+        """The pipeline in this process, if there is one."""
+        return self._host.pipeline
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then drain and close."""

@@ -5,14 +5,16 @@ series. No key, tenant or request is ever a label.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, disable_created_metrics, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, disable_created_metrics
 
 from shadowserve_dataplane.errors import ChunkOutcome, SettingsError
+from shadowserve_dataplane.fetch.telling import told_over_http
+from shadowserve_dataplane.fetch.verdicts import Verdict
 from shadowserve_dataplane.landing import SlotState
 from shadowserve_dataplane.sidecar.store_policy import DropReason
 from shadowserve_dataplane.sidecar.switch import Place
@@ -90,25 +92,20 @@ class SidecarMetrics:
         self._placement.labels(place.value).set(1)
 
     @contextmanager
-    def served(self, port: int, port_file: Path | None) -> Iterator[int]:
+    def served(self, port: int, port_file: Path | None, after: Callable[[str], Verdict] | None = None) -> Iterator[int]:
         """Serve the metrics over HTTP, on any free port if `port` is 0; yield the port, and write it to the file.
 
-        Raises `SettingsError` when the port is taken.
+        With `after` also what the last canary said. Raises `SettingsError` when the port is taken.
         """
-        try:
-            server, thread = start_http_server(port, registry=self.registry)
-        except OSError as error:
-            raise SettingsError(f"metricsPort {port}: {error.strerror}; choose another one, or 0 for any") from error
-        try:
+        with ExitStack() as stack:
+            try:
+                bound = stack.enter_context(told_over_http("0.0.0.0", port, self.registry, after))
+            except OSError as error:
+                raise SettingsError(f"metricsPort {port}: {error.strerror}; choose another, or 0 for any") from error
             if port_file is not None:
-                port_file.write_text(str(server.server_port))
-            yield server.server_port
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
-            if port_file is not None:
-                port_file.unlink(missing_ok=True)
+                port_file.write_text(str(bound))
+                stack.callback(port_file.unlink, missing_ok=True)
+            yield bound
 
 
 def _count(landing_slots: Callable[[], Mapping[SlotState, int]], state: SlotState) -> float:

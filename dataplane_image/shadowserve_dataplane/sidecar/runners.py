@@ -51,6 +51,11 @@ class HostRunner:
         self._max_chunk_bytes = 0
         self._pipeline: Pipeline | None = None
 
+    @property
+    def pipeline(self) -> Pipeline | None:
+        """The pipeline as it is now; None before the first engine."""
+        return self._pipeline
+
     def prepare(self, shape: KvShape) -> None:
         """Make sure that chunks of this shape fit into the pipeline's buffers."""
         needed = Encoder.max_encoded_bytes(shape)

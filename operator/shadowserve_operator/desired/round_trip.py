@@ -4,10 +4,11 @@ A data plane stores a small chunk, fetches it through its own pipeline and compa
 after which that has to be done again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from shadowserve_crds import names
 from shadowserve_crds.conditions import Condition, ConditionStatus, Reason, condition
 from shadowserve_crds.prefixcache import PlaceName, PrefixCache, PrefixCacheCondition
 from shadowserve_operator.desired.labels import digest
@@ -51,6 +52,22 @@ def change_of(cache: PrefixCache, store_pods: Sequence[Json], secrets: Sequence[
     pods = [(pod["metadata"]["uid"], _restarts(pod)) for pod in store_pods]
     contents = [(secret["metadata"]["name"], secret.get("data")) for secret in secrets]
     return digest([cache.spec.dump(), layout, sorted(pods), sorted(contents, key=lambda each: str(each[0]))])
+
+
+def host_planes(pods: Sequence[Json], wanted: Collection[str]) -> list[Plane]:
+    """Return the data planes inside the sidecars of these pods, as far as they run, in the order of their names."""
+    found = []
+    for pod in sorted(pods, key=lambda each: str(each["metadata"]["name"])):
+        name, address = pod["metadata"]["name"], pod.get("status", {}).get("podIP", "")
+        if name in wanted and address and _sidecar_runs(pod):
+            host = f"[{address}]" if ":" in address else address
+            found.append(Plane(f"the sidecar of {name}", f"{host}:{names.SIDECAR_METRICS_PORT}"))
+    return found
+
+
+def _sidecar_runs(pod: Json) -> bool:
+    statuses = pod.get("status", {}).get("initContainerStatuses") or ()
+    return any(each["name"] == names.SIDECAR_CONTAINER and each.get("started") for each in statuses)
 
 
 def round_trip_condition(cache: PrefixCache, answers: Sequence[Answer]) -> Condition:

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from selectors import EVENT_READ, DefaultSelector
 
@@ -29,17 +30,17 @@ class Method:
     """A way to run a chain in parallel, by name."""
 
     name: str
-    predictor: Callable[[Problem], Predictor]
+    predictor: Callable[[Problem, Executor], Predictor]
     options: Options
 
 
 METHODS = (
-    Method("naive", lambda _: Naive(), Options(split=None, together=True)),
-    Method("paper", lambda _: PaperPartialData(), Options(split=None, together=True)),
-    Method("partial", lambda _: PartialData(), Options(split=None, together=True)),
+    Method("naive", lambda *_: Naive(), Options(split=None, together=True)),
+    Method("paper", lambda *_: PaperPartialData(), Options(split=None, together=True)),
+    Method("partial", lambda *_: PartialData(), Options(split=None, together=True)),
     Method("surrogate", Surrogate, Options(split=None, together=True)),
     Method("hybrid", Surrogate, Options(split=0, together=True)),
-    Method("data-parallel", lambda _: Naive(), Options(split=1, speculate=False, together=True)),
+    Method("data-parallel", lambda *_: Naive(), Options(split=1, speculate=False, together=True)),
 )
 
 
@@ -87,8 +88,8 @@ def speeds(phase: Phase, workers: int, methods: Sequence[Method] = METHODS) -> l
     serial_seconds = time.perf_counter() - began
     found = []
     for method in methods:
-        predictor = phase.lesson.teach(method.predictor(phase.problem))
-        with processes(phase.problem.target, workers) as hiring:
+        with processes(phase.problem.target, workers) as hiring, ThreadPoolExecutor(1) as executor:
+            predictor = phase.lesson.teach(method.predictor(phase.problem, executor))
             busy = time.process_time()
             chain, progress = run_parallel(phase.problem, hiring, workers, predictor, method.options, phase.at)
             busy = time.process_time() - busy

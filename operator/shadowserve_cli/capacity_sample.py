@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -184,8 +185,8 @@ def _sampled(asked: _Sample, listen: str | None, secret_file: Path | None) -> "t
     options = Options(
         split=asked.split, master_works=asked.spare, tell=_teller(), told_every=0.5, keep=keep if path else None
     )  # fmt: skip
-    with _hired(asked, listen, secret_file) as hiring:
-        predictor = _predictor(asked.predictor, asked.problem)
+    with _hired(asked, listen, secret_file) as hiring, ThreadPoolExecutor(1) as executor:
+        predictor = _predictor(asked.predictor, asked.problem, executor)
         chain, progress = run_parallel(asked.problem, hiring, asked.workers, predictor, options, left.position)
     _progress_line(str(progress), last=True)
     return left.chain.followed_by(chain), progress
@@ -212,7 +213,7 @@ def _hired(asked: _Sample, listen: str | None, secret_file: Path | None) -> "Ite
             typer.echo(f"shadowserve: a worker was refused: {refused}", err=True)
 
 
-def _predictor(name: PredictorName, problem: "Problem") -> "Predictor":
+def _predictor(name: PredictorName, problem: "Problem", executor: Executor | None = None) -> "Predictor":
     from shadowserve_capacity.prefetch import predictors
     from shadowserve_capacity.prefetch.surrogate import Surrogate
 
@@ -221,7 +222,7 @@ def _predictor(name: PredictorName, problem: "Problem") -> "Predictor":
         PredictorName.CONSTANT: predictors.ConstantRate,
         PredictorName.PAPER: predictors.PaperPartialData,
         PredictorName.PARTIAL: predictors.PartialData,
-        PredictorName.SURROGATE: lambda: Surrogate(problem),
+        PredictorName.SURROGATE: lambda: Surrogate(problem, executor),
     }
     return makers[name]()
 

@@ -103,15 +103,18 @@ class Crew:
         if fd is not None:
             self._selector.register(fd, selectors.EVENT_READ, None)
 
-    def run(self) -> Chain:
-        """Return the finished chain; raises TargetFault, ProposalFault, or WorkerError when no worker can be had."""
+    def run(self) -> tuple[Chain, Progress]:
+        """Return the finished chain and how it went.
+
+        Raises TargetFault or ProposalFault as the serial run does, and WorkerError when no worker can be had.
+        """
         try:
             self._enlist(self._hiring.hired())
             while not self._master.done:
                 self._turn()
             if self._options.keep is not None:
                 self._options.keep(self._master.chain, self._master.position)
-            return self._master.chain
+            return self._master.chain, self._meter.progress(time.monotonic(), self._master)
         finally:
             self._selector.close()
             for worker in self._workers.values():
@@ -305,5 +308,4 @@ def run_parallel(
     policy = Policy(split=split, speculate=options.speculate, workers=workers)
     master = Master(problem, predictor, policy, at)
     meter = Meter(workers + options.master_works, batch_seconds, time.monotonic(), options.told_every)
-    chain = Crew(problem, hiring, master, options, meter).run()
-    return chain, meter.progress(time.monotonic(), master)
+    return Crew(problem, hiring, master, options, meter).run()

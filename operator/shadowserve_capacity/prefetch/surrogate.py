@@ -1,6 +1,7 @@
 """A quadratic fitted to the chain so far tells differences before any data is seen, as long as it is right."""
 
 from collections import deque
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,15 +65,18 @@ class Surrogate:
 
     The fit is checked against every decision on the chain. Its recent squared errors are the variance of its
     expectations; when they are not clearly below the variance of the log ratios themselves it is not used.
+    Fits run in `executor`, so that nobody waits for them; without one they are made at once.
     """
 
     problem: Problem
+    executor: Executor | None = None
     partial: PartialData = field(default_factory=PartialData)
     states: deque[State] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     values: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOW))
     errors: deque[float] = field(default_factory=lambda: deque(maxlen=_CHECKED))
     fitted: Quadratic | None = None
     due: int = _FIRST_FIT
+    fitting: "Future[Quadratic] | None" = None
 
     def expect(self, new: State, old: State) -> Normal | None:
         """Return the fit's difference with its recent error; None while the fit is not to be trusted."""
@@ -96,15 +100,27 @@ class Surrogate:
         self.states.append(self.problem.canonical(decision.new))
         self.values.append(decision.new_density)
         self.due -= 1
-        if self.due <= 0:
+        if self.fitting is not None and self.fitting.done():
+            self._take(self.fitting)
+        elif self.due <= 0 and self.fitting is None:
             self._fit()
 
     def _fit(self) -> None:
-        try:
-            self.fitted = Quadratic.fit(np.array(self.states), np.array(self.values))
-        except np.linalg.LinAlgError:
-            self.fitted = None
         self.due = max(16, len(self.values) // 8)
+        data = np.array(self.states), np.array(self.values)
+        if self.executor is not None:
+            self.fitting = self.executor.submit(Quadratic.fit, *data)
+            return
+        made: Future[Quadratic] = Future()
+        try:
+            made.set_result(Quadratic.fit(*data))
+        except np.linalg.LinAlgError as error:
+            made.set_exception(error)
+        self._take(made)
+
+    def _take(self, made: "Future[Quadratic]") -> None:
+        self.fitting = None
+        self.fitted = made.result() if made.exception() is None else None
 
     def _error(self) -> float | None:
         if len(self.errors) < _LEAST_CHECKED:

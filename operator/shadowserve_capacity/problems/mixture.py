@@ -25,7 +25,7 @@ class Mixture:
     """
 
     data: NDArray[np.float64]
-    chunk: int = 4096
+    chunk: int = 8192
 
     @property
     def batches(self) -> int:

@@ -13,6 +13,7 @@ from shadowserve_crds import names
 from shadowserve_dataplane.landing import SlotState
 from shadowserve_dataplane.service.metrics import DataPlaneMetrics
 from shadowserve_dataplane.sidecar.metrics import SidecarMetrics
+from shadowserve_operator.desired.labels import labels_of
 from shadowserve_operator.install import install_text
 from shadowserve_operator.metrics import InjectionMetrics, OperatorMetrics
 from shadowserve_operator.webhook_identity import AUTHORITY_SECRET, CONFIGURATION, HOOK, SERVING_SECRET, WEBHOOK
@@ -87,3 +88,49 @@ def test_the_certificate_secrets_are_the_only_ones_of_the_own_namespace_that_the
     rules = found("Role", "shadowserve-operator-own")["rules"]
     (secrets,) = [rule for rule in rules if "secrets" in rule["resources"]]
     assert set(secrets["resourceNames"]) == {AUTHORITY_SECRET, SERVING_SECRET}
+
+
+def _selected(labels: dict[str, str], selector: dict[str, Any]) -> bool:
+    exist = [each["key"] for each in selector.get("matchExpressions", ()) if each["operator"] == "Exists"]
+    return selector.get("matchLabels", {}).items() <= labels.items() and set(exist) <= set(labels)
+
+
+def _reached(policy: str, who: dict[str, str]) -> set[int]:
+    """Return the ports that a pod of the same namespace with these labels may reach."""
+    ports: set[int] = set()
+    for rule in found("NetworkPolicy", policy)["spec"]["ingress"]:
+        allowed = [each["podSelector"] for each in rule.get("from", ()) if "namespaceSelector" not in each]
+        if "from" not in rule or any(_selected(who, selector) for selector in allowed):
+            ports |= {each["port"] for each in rule["ports"]}
+    return ports
+
+
+@pytest.mark.parametrize(
+    ("policy", "component", "engines", "servers", "strangers"),
+    [
+        ("shadowserve-stores", "store", {names.STORE_PORT}, {names.STORE_PORT, names.STORE_BUS_PORT}, set()),
+        (
+            "shadowserve-data-planes",
+            "data-plane",
+            {names.DATA_PLANE_PORT, names.DATA_PLANE_METRICS_PORT},
+            {names.DATA_PLANE_PORT, names.DATA_PLANE_METRICS_PORT},
+            {names.DATA_PLANE_METRICS_PORT},
+        ),
+    ],
+)
+def test_stores_and_data_planes_are_reached_by_pods_of_caches_only(
+    policy: str, component: str, engines: set[int], servers: set[int], strangers: set[int]
+) -> None:
+    ours = labels_of("kv", component)
+    assert _selected(ours, found("NetworkPolicy", policy)["spec"]["podSelector"])
+    assert _reached(policy, {names.CACHE_LABEL: "kv"}) == engines
+    assert _reached(policy, labels_of("kv", "store")) == servers
+    assert _reached(policy, {"app": "stranger"}) == strangers
+
+
+def test_the_operator_reaches_stores_to_administer_them() -> None:
+    rules = found("NetworkPolicy", "shadowserve-stores")["spec"]["ingress"]
+    (operator,) = [each for rule in rules for each in rule["from"] if "namespaceSelector" in each]
+    template = found("Deployment", "shadowserve-operator")["spec"]["template"]
+    assert _selected(template["metadata"]["labels"], operator["podSelector"])
+    assert operator["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": SYSTEM}

@@ -12,7 +12,9 @@ import pytest
 
 from shadowserve_capacity.errors import TargetFault, WorkerError
 from shadowserve_capacity.prefetch.chain import run_serial
+from shadowserve_capacity.prefetch.choice import Chooser
 from shadowserve_capacity.prefetch.links import Link
+from shadowserve_capacity.prefetch.master import Master, Policy
 from shadowserve_capacity.prefetch.parallel import Options, chosen_split, run_parallel
 from shadowserve_capacity.prefetch.predictors import Naive, PartialData, Predictor
 from shadowserve_capacity.prefetch.problem import Problem, State
@@ -191,3 +193,40 @@ def test_orders_survive_the_wire() -> None:
 def test_nonsense_is_refused(data: bytes) -> None:
     with pytest.raises(WorkerError, match="no sense"):
         decode(data)
+
+
+def rate(way: int | None) -> float:
+    return 0.001 if way is None else 0.002
+
+
+def test_the_faster_way_is_kept_and_the_other_tried_again() -> None:
+    chooser, now, ways = Chooser(4), 0.0, []
+    for iteration in range(3000):
+        way = chooser.choose(iteration, now)
+        ways.append(way)
+        now += rate(way) if iteration < 1500 else rate(None if way else 4)
+    assert ways[0] is None
+    assert 4 in ways[:130], "both are tried"
+    assert ways[300:700] == [None] * 400
+    assert ways[-1000:].count(4) > 800, "shares became the faster way"
+
+
+def test_where_shares_do_not_pay_they_are_never_tried() -> None:
+    chooser = Chooser(None)
+    assert {chooser.choose(iteration, float(iteration)) for iteration in range(500)} == {None}
+
+
+def test_changing_the_way_in_the_middle_keeps_the_bytes() -> None:
+    problem = SMALL.problem(60)
+    master = Master(problem, PartialData(), Policy(workers=4))
+    turn = 0
+    while not master.done:
+        turn += 1
+        master.share((None, 1, 3)[turn // 5 % 3])
+        for worker in range(4):
+            task = master.assign(worker)
+            if task is not None:
+                last = min(task.stop, task.first + 2)
+                terms = [problem.evaluate(task.theta, batch) for batch in range(task.first, last)]
+                master.update(worker, task.node, task.first, terms)
+    assert master.chain.sha256 == run_serial(problem).sha256

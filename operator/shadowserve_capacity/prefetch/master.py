@@ -1,7 +1,7 @@
 """The master: gives out work, takes in terms, and emits the chain. It does no I/O and knows no clock."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
@@ -85,6 +85,15 @@ class Master:
     def iterations(self) -> int:
         """Return how many iterations are asked for, from where the chain was taken up."""
         return self._problem.iterations - self._at.iteration
+
+    def share(self, split: int | None) -> None:
+        """From now on give shares of at least `split` batches, or whole evaluations; what is given out stays."""
+        if split == self._policy.split:
+            return
+        self._policy = replace(self._policy, split=split)
+        for number in sorted(self._tree.nodes, reverse=True):  # children before their parents
+            node = self._tree.nodes[number]
+            node.best = 1.0 if self._wanting(node) else max(self._sides(node))
 
     @property
     def position(self) -> Position:

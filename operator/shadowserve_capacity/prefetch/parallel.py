@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from shadowserve_capacity.errors import TargetFault, WorkerError
 from shadowserve_capacity.prefetch.chain import Chain, Position
+from shadowserve_capacity.prefetch.choice import Chooser
 from shadowserve_capacity.prefetch.links import Hiring, Link
 from shadowserve_capacity.prefetch.local_worker import READY, REFUSED
 from shadowserve_capacity.prefetch.master import Master, Policy, Task, Verdict
@@ -33,7 +34,7 @@ _READY_WITHIN_S = 60.0
 class Options:
     """How a run behaves. Nothing here changes the chain.
 
-    `split`: batches a share; 0 decides by measured costs whether workers share evaluations, None: they never do.
+    `split`: batches a share; 0 finds out whether it is faster that workers share evaluations, None: they never do.
     `together` lets the run (and its time) begin only when all workers of the start are ready: for benchmarks.
     A worker that is silent for `stall_seconds` (and ten times what its order should take) is passed over.
     """
@@ -84,7 +85,10 @@ class _Worker:
 class Crew:
     """The workers of one run and the loop over what they say."""
 
-    def __init__(self, problem: Problem, hiring: Hiring, master: Master, options: Options, meter: Meter) -> None:
+    def __init__(
+        self, problem: Problem, hiring: Hiring, master: Master, options: Options, meter: Meter, chooser: Chooser
+    ) -> None:
+        self._chooser = chooser
         self._problem = problem
         self._hiring = hiring
         self._master = master
@@ -95,7 +99,7 @@ class Crew:
         self._lanes: dict[int, _Lane] = {}
         self._idle: set[int] = set()
         self._serials = 0
-        self._queue = LANES if master.split is not None else 1
+        self._queue = LANES if chooser.split is not None or master.split is not None else 1
         self._own: Task | None = None
         self._own_batch = 0
         self._kept = self._look_again = time.monotonic()
@@ -212,7 +216,11 @@ class Crew:
                     self._bury(self._lanes[number].worker, error)
             else:
                 self._own = None
+        if self._chooser.split is not None:
+            self._master.share(self._chooser.choose(len(self._master.steps), time.monotonic()))
         for number in sorted(self._idle, key=lambda lane: self._lanes[lane].local):
+            if self._master.split is None and self._lanes[number].local > 0:
+                break
             if self._master.done or not self._give(self._lanes[number]):
                 break
 
@@ -302,10 +310,10 @@ def run_parallel(
 ) -> tuple[Chain, Progress]:
     """Return the chain of `problem` from `at` on, computed by about `workers` workers, and how it went."""
     batch_seconds = measured_batch_seconds(problem)
-    split = options.split
+    split, chooser = options.split, Chooser(None)
     if split == 0:
-        split = chosen_split(problem.target.batches, batch_seconds, workers)
+        split, chooser = None, Chooser(chosen_split(problem.target.batches, batch_seconds, workers))
     policy = Policy(split=split, speculate=options.speculate, workers=workers)
     master = Master(problem, predictor, policy, at)
     meter = Meter(workers + options.master_works, batch_seconds, time.monotonic(), options.told_every)
-    return Crew(problem, hiring, master, options, meter).run()
+    return Crew(problem, hiring, master, options, meter, chooser).run()

@@ -123,6 +123,17 @@ class PersistentStorage(Section):
 class ManagedStore(Section):
     """A Valkey that the operator runs."""
 
+    rules: ClassVar = (
+        Rule(
+            "has(self.storage) == has(oldSelf.storage) && (!has(self.storage) || self.storage == oldSelf.storage)",
+            "store.managed.storage is fixed once the store exists: make a new PrefixCache with the volumes you want",
+        ),
+        Rule(
+            "!has(self.resources) || quantity(string(self.resources.memory))"
+            ".compareTo(quantity(string(self.memoryPerShard))) > 0",
+            "store.managed.resources.memory must be more than memoryPerShard: the server itself needs some",
+        ),
+    )
     shards: Annotated[int, Field(ge=1, le=64)] = 1
     """Servers that share the keys, as a cluster. May grow and shrink without a restart: what is cached moves along."""
     replicas_per_shard: Annotated[int, Field(ge=0, le=5)] = 0
@@ -132,7 +143,7 @@ class ManagedStore(Section):
     eviction: Eviction = Eviction.LEAST_FREQUENTLY_USED
     """Which chunks are given up first. Takes effect at once."""
     storage: PersistentStorage | None = None
-    """Volumes, if a restart must not lose the cache; unset: memory only. Fixed once the store exists."""
+    """Volumes, if a restart must not lose the cache; unset: memory only. Fixed once the store exists; gone with it."""
     image: str | None = None
     """Image of the server; unset: the one that this operator was tested with."""
     resources: ComputeResources | None = None

@@ -132,6 +132,7 @@ def test_storage_becomes_a_volume_claim() -> None:
     assert (claim["resources"]["requests"]["storage"], claim["storageClassName"]) == ("20Gi", "fast")
     assert "data" not in {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
     assert "appendonly yes" in configuration_text(subject, managed_store(subject))
+    assert spec["persistentVolumeClaimRetentionPolicy"] == {"whenDeleted": "Delete", "whenScaled": "Delete"}
 
 
 def test_an_external_store_gets_no_objects() -> None:

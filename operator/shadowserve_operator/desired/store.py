@@ -143,6 +143,8 @@ def _stateful_set(cache: PrefixCache, managed: ManagedStore, settings: OperatorS
         }
         if managed.storage.storage_class_name is not None:
             claim["storageClassName"] = managed.storage.storage_class_name
+        # it is a cache; and a server that comes back must not believe in the slots that it had
+        spec["persistentVolumeClaimRetentionPolicy"] = {"whenDeleted": "Delete", "whenScaled": "Delete"}
         spec["volumeClaimTemplates"] = [{"metadata": {"name": "data"}, "spec": claim}]
     return {
         "apiVersion": "apps/v1",

@@ -125,20 +125,22 @@ class Bench:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the observations of real engines as a JSON value."""
+    """Return the observations of real engines as a JSON value; the file has every window as soon as it is over."""
     rng = random.Random(options.seed)
-    windows = []
+    windows: list[dict[str, Any]] = []
+    value = {"hardware": "cpu", "max_sequences": MAX_SEQUENCES, "windows": windows}
+    end = time.monotonic() + options.minutes * 60.0
     with Stack(StackOptions(data_plane=False), Environments.from_environment(), say) as stack:
         bench = Bench(stack, rng)
         bench.warm_up()
-        end = time.monotonic() + options.minutes * 60.0
         for number, case in enumerate(cases(options.number, rng)):
             if time.monotonic() > end:
                 say(f"{options.minutes:g} minutes are over: {number} windows of {options.number}")
                 break
             windows.append(bench.measure(case, options.seconds))
+            options.output.write_text(json.dumps(value, indent=1) + "\n")
             say(f"window {number}: {case}, TTFT p90 {windows[-1]['ttft_p90']:.3f} s, load {os.getloadavg()[0]:.1f}")
-    return {"hardware": "cpu", "max_sequences": MAX_SEQUENCES, "windows": windows}
+    return value
 
 
 def judge(observations: Observations, seed: int) -> dict[str, object]:
@@ -176,14 +178,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, default=Path("windows.json"), help="where measured windows go")
     parser.add_argument("--number", type=int, default=36)
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a window")
-    parser.add_argument("--minutes", type=float, default=7.0, help="start no window after so long")
+    parser.add_argument("--minutes", type=float, default=9.0, help="start no window so long after the start")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
-    if options.windows is None:
-        value = measure(options)
-        options.output.write_text(json.dumps(value, indent=1) + "\n")
-    else:
-        value = json.loads(options.windows.read_text())
+    value = measure(options) if options.windows is None else json.loads(options.windows.read_text())
     result = judge(read_observations(value), options.seed)
     print(json.dumps(result), flush=True)
     return 0 if result["holds"] else 1

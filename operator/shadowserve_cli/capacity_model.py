@@ -41,7 +41,7 @@ def fit(
         Method.CLOSED_FORM
     ),
     steps: Annotated[
-        int, typer.Option(min=200, help="Steps of each of four chains, in each of up to 4 rounds.")
+        int, typer.Option(min=200, help="Steps of each of four chains, in each of up to 6 rounds.")
     ] = 2000,
     plot: Annotated[Path | None, typer.Option(help="Draw the chains here (.png or .svg).")] = None,
     as_json: Json = False,
@@ -50,7 +50,7 @@ def fit(
     with _said():
         observations = read_observations(_read(windows))
         typer.echo(f"fitting {len(observations.windows)} windows ...", err=True)
-        posterior = fit_model(observations, seed, Sampling(steps=steps), method)
+        posterior = fit_model(observations, seed, Sampling(steps=steps), method, tell=_tell)
         _write(output, write_posterior(posterior))
         if plot is not None:
             draw_trace(posterior, plot)
@@ -118,6 +118,10 @@ def predict(
         typer.echo(json.dumps({**asdict(predicted), "warnings": doubts, "load": asdict(wanted)}))
     else:
         typer.echo("\n".join([_predicted_words(predicted), *(f"warning: {doubt}" for doubt in doubts)]))
+
+
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 @contextmanager

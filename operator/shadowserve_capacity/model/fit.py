@@ -51,7 +51,7 @@ class Sampling:
     warm_up: int = 500
     steps: int = 2000
     thin: int = 2
-    rounds: int = 4
+    rounds: int = 6
     """Chains that disagree, or have too few independent draws, go on as long again, up to so many times in all."""
     workers: int | None = None
     """Processes; by default one a chain, as many as there are cores. The result does not depend on it."""
@@ -63,13 +63,14 @@ def fit(
     sampling: Sampling = Sampling(),
     method: Method = Method.CLOSED_FORM,
     prior: Prior | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Posterior:
     """Return what the observations say of the pool's parameters: equal arguments give equal draws.
 
-    `prior`: other beliefs than those for `observations.pool.hardware`.
+    `prior`: other beliefs than those for `observations.pool.hardware`; `tell` takes a line after every round of chains.
     """
     target = posterior_target(observations, seed, method, prior, sampling.pilot)
-    logs = target.prior.logs(target.whitening.coordinates(_sample(target, seed, sampling)))
+    logs = target.prior.logs(_sample(target, seed, sampling, tell))
     diagnoses = _diagnoses(logs)
     warnings = (*_too_few(observations), *_complaints(diagnoses, sampling.chains))
     return Posterior(observations.pool, logs, diagnoses, _seen(observations), warnings)
@@ -128,21 +129,32 @@ def _start(target: PosteriorTarget, rng: np.random.Generator) -> Values:
     return np.zeros(DIMENSION)
 
 
-def _sample(target: PosteriorTarget, seed: int, sampling: Sampling) -> Values:
-    """Return the kept states, shape (chains, draws, 13): goes on while the chains give reason to complain."""
+def _sample(target: PosteriorTarget, seed: int, sampling: Sampling, tell: Callable[[str], None] | None) -> Values:
+    """Return draws in the prior's coordinates, shape (chains, draws, 13).
+
+    While the chains give reason to complain they go on in better coordinates, those of their own draws; of all rounds
+    the later half is kept.
+    """
     chains = problems(target, seed, sampling)
+    rounds: list[Values] = []
     with _mapped(min(len(chains), sampling.workers or os.cpu_count() or 1)) as run:
-        found = np.stack(list(run(_states, chains)))
-        kept = found[:, sampling.warm_up :: sampling.thin]
-        for turn in range(1, sampling.rounds):
-            if not _complaints(_diagnoses(kept), sampling.chains):
-                break
+        while True:
+            states = np.stack(list(run(_states, chains)))
+            kept = states[:, sampling.warm_up if not rounds else _SETTLING :: sampling.thin]
+            rounds.append(target.whitening.coordinates(kept))
+            draws = np.concatenate(rounds[len(rounds) // 2 :], axis=1)
+            diagnoses = _diagnoses(draws)
+            if tell is not None:
+                tell(f"round {len(rounds)}: R-hat at most {max(each.rhat for each in diagnoses.values()):.3f}")
+            if len(rounds) == sampling.rounds or not _complaints(diagnoses, sampling.chains):
+                return draws
+            better = replace(target, whitening=target.whitening.improved(kept.reshape(-1, DIMENSION)))
+            starts = better.whitening.states(target.whitening.coordinates(states[:, -1]))
+            target = better
             chains = [
-                replace(each, start=end, seed=each.seed + turn) for each, end in zip(chains, found[:, -1], strict=True)
+                replace(each, target=target, start=start, seed=each.seed + 1)
+                for each, start in zip(chains, starts, strict=True)
             ]
-            found = np.stack(list(run(_states, chains)))
-            kept = np.concatenate([kept, found[:, _SETTLING :: sampling.thin]], axis=1)
-    return kept
 
 
 @contextmanager

@@ -46,6 +46,10 @@ class Whitening:
         """Return z for states of shape (..., 13)."""
         return np.asarray(self.centre + theta @ self.factor.T, dtype=np.float64)
 
+    def states(self, z: Values) -> Values:
+        """Return the states, shape (..., 13), whose coordinates are z."""
+        return np.asarray(np.linalg.solve(self.factor, (z - self.centre).T).T, dtype=np.float64)
+
 
 @dataclass(frozen=True, slots=True)
 class PosteriorTarget:

@@ -29,6 +29,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+pytestmark = pytest.mark.timeout(300)  # chains are computed: seconds, minutes on a busy machine
 LOAD = ("--rate", 2, "--prompt-tokens", 300, "--output-tokens", 20)
 
 

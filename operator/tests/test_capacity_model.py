@@ -17,6 +17,7 @@ from shadowserve_capacity.model.planning import Objective, Quantity, plan_replic
 from shadowserve_capacity.model.posterior import Posterior
 from shadowserve_capacity.model.work import Load, work_of
 
+pytestmark = pytest.mark.timeout(300)  # chains are computed: seconds, minutes on a busy machine
 TTFT = Objective(Quantity.TTFT, 0.9, 2.0)
 LOAD = Load(arrival_rate=2.0, prompt_tokens=300.0, output_tokens=20.0)
 

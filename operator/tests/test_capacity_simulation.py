@@ -23,6 +23,7 @@ def work(rates: tuple[float, ...], seconds: float = 120.0, **changes: float) -> 
     return work_of(POOL, [(replace(load, arrival_rate=rate), 1) for rate in rates])
 
 
+pytestmark = pytest.mark.timeout(300)  # chains are computed: seconds, minutes on a busy machine
 USUAL = Parameters.of_logs(truth(1, 0.0))
 
 

@@ -128,6 +128,10 @@ def _deployment(facts: Facts, wanted: str) -> Check:
     namespace, status = body["metadata"]["namespace"], body.get("status", {})
     ready, replicas = status.get("readyReplicas", 0), body["spec"].get("replicas", 1)
     look = f"kubectl -n {namespace} describe pods -l app.kubernetes.io/name={wanted}"
+    if not replicas:
+        return Check(
+            wanted, Verdict.WRONG, "scaled to 0", f"kubectl -n {namespace} scale deployment {wanted} --replicas=2"
+        )
     if not ready:
         return Check(wanted, Verdict.WRONG, f"none of {replicas} pods is ready", look)
     verdict = Verdict.OK if ready >= replicas else Verdict.WARNING

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 EXAMPLES = ("shadowserve status -n chat", "shadowserve status -A -o json", "kubectl shadowserve status")
 _COLOURS = {"True": "green", "False": "red", "Unknown": "yellow"}
 _MOST_PODS = 40
+_FILE_WIDTH = 300
+"""Wide enough for a line a pod, where nobody looks at a screen."""
 
 
 def status(
@@ -53,7 +55,8 @@ def status(
     if output is Output.JSON:
         print_json(found)
     else:
-        show(found, Console(soft_wrap=False, highlight=False), space)
+        console = Console(highlight=False)
+        show(found, console if console.is_terminal else Console(highlight=False, width=_FILE_WIDTH), space)
 
 
 def show(found: "Report", console: Console, namespace: str) -> None:

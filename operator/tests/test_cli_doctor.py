@@ -26,11 +26,15 @@ def definitions(**changes: Any) -> dict[str, Json | None]:
     return found | changes
 
 
-def deployment(name: str, ready: int = 2) -> Json:
+def deployment(name: str, ready: int = 2, replicas: int = 2) -> Json:
     environment = [{"name": "SHADOWSERVE_WATCH_NAMESPACES", "value": "default, chat"}]
     template = {"spec": {"containers": [{"name": "operator", "env": environment}]}}
     metadata = {"name": name, "namespace": "shadowserve-system"}
-    return {"metadata": metadata, "spec": {"replicas": 2, "template": template}, "status": {"readyReplicas": ready}}
+    return {
+        "metadata": metadata,
+        "spec": {"replicas": replicas, "template": template},
+        "status": {"readyReplicas": ready},
+    }
 
 
 def facts(**changes: Any) -> Facts:
@@ -87,6 +91,7 @@ def _other_schema() -> dict[str, Json | None]:
         ("custom resources", {"definitions": definitions(**_other_schema())}, "of another version: spec.versions"),
         (OPERATOR, {"deployments": {OPERATOR: None, WEBHOOK: deployment(WEBHOOK)}}, "not there"),
         (WEBHOOK, {"deployments": {OPERATOR: deployment(OPERATOR), WEBHOOK: deployment(WEBHOOK, 0)}}, "none of 2"),
+        (WEBHOOK, {"deployments": {OPERATOR: deployment(OPERATOR), WEBHOOK: deployment(WEBHOOK, 0, 0)}}, "scaled to 0"),
         ("operator acts", {"picture": picture(lease=lease(600))}, "has not renewed it for 600 s"),
         ("operator's rights", {"missing_rights": ("create secrets in chat",)}, "may not create secrets in chat"),
         ("webhook's configuration", {"picture": picture(hook=None)}, "not there"),

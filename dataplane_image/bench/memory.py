@@ -15,7 +15,7 @@ from types import FrameType
 
 from in_thread import InThread
 from pipeline import Bench
-from results import at_most
+from results import at_most, unwind_on_sigterm
 
 from shadowserve_dataplane.codec.encode import Encoder
 from shadowserve_dataplane.codec.tiers import LandingMode
@@ -107,6 +107,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--chunks", type=int, default=12, help="chunks of 256 tokens (default 12)")
     parser.add_argument("--tier", default="Balanced")
     options = parser.parse_args(arguments)
+    unwind_on_sigterm()
     options.noise_bound = 1.0
     with ExitStack() as stack:
         bench = Bench("memory", options, stack)

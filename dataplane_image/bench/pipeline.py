@@ -19,7 +19,7 @@ from link import ShapedLink
 from ours_pipeline import Ours, landing_buffer, landing_elsewhere, leased
 from real_kv import EncodedChunk, encoded_chunks, filled, interleaved, kv_shape
 from real_store import Certificate, RedisServer
-from results import Goal, Report, at_least, at_most
+from results import Goal, Report, at_least, at_most, unwind_on_sigterm
 
 from shadowserve_dataplane.codec.encode import Encoder
 from shadowserve_dataplane.codec.entropy import FrameInflater
@@ -230,6 +230,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rates", nargs="*", type=float, default=rates, help="Gb/s of the links")
     parser.add_argument("--noise-bound", type=float, default=0.25, help="a figure is refused above this (default 0.25)")
     options = parser.parse_args(arguments)
+    unwind_on_sigterm()
     with ExitStack() as stack:
         bench = Bench("pipeline", options, stack)
         server, secure = bench.store(), bench.store(tls=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -125,6 +126,11 @@ class Report:
     def exit_code(self) -> int:
         """0, or `BUSY` when a figure was refused."""
         return BUSY if self.refused else 0
+
+
+def unwind_on_sigterm() -> None:
+    """Have SIGTERM end this process as an exception does, so that servers, links and namespaces go with it."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def at_least(bound: float) -> Goal:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from namespace_link import FAR, NEAR, NamespaceLink
 from real_kv import interleaved, kv_shape
-from results import BUSY, Report, at_least
+from results import BUSY, Report, at_least, unwind_on_sigterm
 
 from shadowserve_lab.home import say
 
@@ -161,6 +161,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rates", nargs="*", type=float, default=(2.0, 0.0), help="Gb/s of the link; 0: no limit")
     parser.add_argument("--noise-bound", type=float, default=0.25, help="a figure is refused above this (default 0.25)")
     options = parser.parse_args(arguments)
+    unwind_on_sigterm()
     if (why := NamespaceLink.missing()) is not None:
         print(f"rivals: not measured: {why}", file=sys.stderr)
         return BUSY

@@ -15,7 +15,7 @@ from in_thread import InThread
 from link import ShapedLink
 from pipeline import Bench, Fetch, HuffmanOnly
 from real_kv import canonical_chunks
-from results import at_most
+from results import at_most, unwind_on_sigterm
 
 from shadowserve_dataplane.codec.dequantize import Dequantizer, NumpyDequantizer, dequantizer
 from shadowserve_dataplane.codec.format import planes_per_frame
@@ -121,6 +121,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--tier", default="Balanced")
     parser.add_argument("--noise-bound", type=float, default=0.25, help="a figure is refused above this (default 0.25)")
     options = parser.parse_args(arguments)
+    unwind_on_sigterm()
     with ExitStack() as stack:
         bench = Bench("roofline", options, stack)
         stages(bench, options.passes)

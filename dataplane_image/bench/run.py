@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from results import BUSY
+from results import BUSY, unwind_on_sigterm
 from rich.console import Console
 from rich.table import Table
 
@@ -59,11 +59,15 @@ def run(script: Script, arguments: Sequence[str], lines: list[str]) -> int:
     command = script.command(arguments, environment)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("{"):
-                lines.append(line.rstrip("\n"))
-            else:
-                print(line, end="", file=sys.stderr)
+        try:
+            for line in process.stdout:
+                if line.startswith("{"):
+                    lines.append(line.rstrip("\n"))
+                else:
+                    print(line, end="", file=sys.stderr)
+        except BaseException:
+            process.terminate()
+            raise
     return process.returncode
 
 
@@ -94,6 +98,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer samples: under ten minutes for all of them")
     own, extra = (list(arguments), []) if "--" not in arguments else _split(list(arguments))
     options = parser.parse_args(own)
+    unwind_on_sigterm()
     if unknown := set(options.names) - {script.name for script in SCRIPTS}:
         parser.error(f"no bench named {', '.join(sorted(unknown))}")
     wanted = [script for script in SCRIPTS if not options.names or script.name in options.names]

@@ -9,7 +9,7 @@ from shadowserve_operator.desired.config import STORE, admin_secret_name, tls_se
 from shadowserve_operator.desired.secrets import ADMIN_USER
 from shadowserve_operator.desired.shard_views import Member
 from shadowserve_operator.desired.sharding import ShardPlan, StoreSeen, Wish, plan_shards
-from shadowserve_operator.desired.store import managed_store, member_host
+from shadowserve_operator.desired.store import eviction_policy, managed_store, member_host
 from shadowserve_operator.kinds import Json
 from shadowserve_operator.network import Network
 from shadowserve_operator.observe import Snapshot
@@ -31,7 +31,8 @@ class Shards:
             return cls(None)
         managed, pods = managed_store(cache), snapshot.store_pods
         found = tuple(_member(cache, pod) for pod in pods if pod.get("status", {}).get("podIP"))
-        return cls(Wish(managed.shards, managed.replicas_per_shard, len(pods)), found, _access(cache, snapshot))
+        wish = Wish(managed.shards, managed.replicas_per_shard, len(pods), eviction_policy(managed))
+        return cls(wish, found, _access(cache, snapshot))
 
     async def bring(self, network: Network, seconds: float) -> StoreSeen:
         """Bring the servers closer to what is wished, for that time; 0 = only look."""

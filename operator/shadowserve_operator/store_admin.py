@@ -7,7 +7,7 @@ import asyncio
 import ssl
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
@@ -25,7 +25,7 @@ from shadowserve_operator.desired.external_store import EndpointSeen, Finding
 from shadowserve_operator.desired.shard_views import BadView, Member, ServerView, parse_nodes
 from shadowserve_operator.desired.sharding import Command, Move, ShardPlan, StoreSeen, Wish, plan_shards, seen_as
 
-_CONNECT_SECONDS, _ANSWER_SECONDS = 1.0, 15.0
+_CONNECT_SECONDS, _ANSWER_SECONDS = 1.5, 15.0
 _MIGRATE_MILLISECONDS = "10000"
 _KEYS_AT_ONCE = "4"
 """Chunks are megabytes, and a server answers nobody while it hands keys over."""
@@ -217,10 +217,12 @@ async def _move_keys(step: Move, slots: Sequence[str], source: "_Link", access: 
 async def _looked(member: Member, access: Access, context: ssl.SSLContext | None) -> ServerView | str:
     try:
         async with _Link(member, access, context) as link:
-            nodes, state = await link.run([("CLUSTER", "NODES"), ("CLUSTER", "INFO")])
+            asked = [("CLUSTER", "NODES"), ("CLUSTER", "INFO"), ("CONFIG", "GET", "maxmemory-policy")]
+            nodes, state, policy = await link.run(asked)
         if isinstance(nodes, ResponseError):
             return f"{member.pod}: {nodes}"
-        return parse_nodes(member, _text(nodes), "cluster_state:ok" in _text(state))
+        view = parse_nodes(member, _text(nodes), "cluster_state:ok" in _text(state))
+        return replace(view, policy=_text(policy[-1]) if isinstance(policy, list) else "")
     except (StoreTrouble, BadView) as trouble:
         return str(trouble)
 

@@ -121,7 +121,8 @@ def test_a_changed_configuration_restarts_the_store() -> None:
         found: dict[str, str] = template["metadata"]["annotations"]
         return found
 
-    assert annotations(cache()) != annotations(cache(store={"managed": {"eviction": "LeastRecentlyUsed"}}))
+    assert annotations(cache()) != annotations(cache(store={"managed": {"memoryPerShard": "2Gi"}}))
+    assert annotations(cache()) == annotations(cache(store={"managed": {"eviction": "LeastRecentlyUsed"}}))
     assert annotations(cache()) == annotations(cache(codec={"tier": "High"}))
 
 

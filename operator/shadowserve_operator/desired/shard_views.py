@@ -41,7 +41,7 @@ class Known:
 class ServerView:
     """What one server says. `migrating` and `importing` are slots under way, with the id of the other side.
 
-    `agrees`: in its view the cluster works; it answers no command on keys before.
+    `agrees`: in its view the cluster works; it answers no command on keys before. `policy`: what it gives up first.
     """
 
     member: Member
@@ -50,6 +50,7 @@ class ServerView:
     migrating: Mapping[int, str]
     importing: Mapping[int, str]
     agrees: bool = True
+    policy: str = ""
 
     @property
     def slots(self) -> frozenset[int]:

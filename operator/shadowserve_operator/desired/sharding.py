@@ -53,11 +53,12 @@ class ShardPlan:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the PrefixCache asks for; `pods` are those that exist now."""
+    """What the PrefixCache asks for; `pods` exist now. `policy`: what servers give up first, "" = anything."""
 
     shards: int
     replicas: int
     pods: int
+    policy: str = ""
 
     @property
     def servers(self) -> int:
@@ -93,7 +94,7 @@ def plan_shards(wish: Wish, views: Sequence[ServerView]) -> ShardPlan:
         return ShardPlan((), waiting, max(wish.pods, wish.servers), serving)
     holders = [view.member.number for view in ordered if view.slots or view.importing]
     servers = max(wish.servers, max(holders, default=-1) + 1)
-    for stage in (_finish, _forget, _meet, _form, _agree, _spread, _follow):
+    for stage in (_configure, _finish, _forget, _meet, _form, _agree, _spread, _follow):
         steps, waiting = stage(wish, ordered)
         if steps or waiting:
             return ShardPlan(tuple(steps), waiting, servers, serving)
@@ -101,6 +102,16 @@ def plan_shards(wish: Wish, views: Sequence[ServerView]) -> ShardPlan:
 
 
 Stage = tuple[Sequence[ShardStep], str]
+
+
+def _configure(wish: Wish, views: Sequence[ServerView]) -> Stage:
+    """Have every server give up the same chunks first; a restart would give up all of them."""
+    if not wish.policy:
+        return (), ""
+    words = ("CONFIG", "SET", "maxmemory-policy", wish.policy)
+    others = [view for view in views if view.policy != wish.policy]
+    steps = [Command(view.member, words, f"it evicts by {view.policy}") for view in others]
+    return steps, "servers take the eviction policy" if steps else ""
 
 
 def _finish(wish: Wish, views: Sequence[ServerView]) -> Stage:
@@ -177,9 +188,12 @@ def _form(wish: Wish, views: Sequence[ServerView]) -> Stage:
 
 
 def _agree(wish: Wish, views: Sequence[ServerView]) -> Stage:
-    """Wait for servers that do not serve yet: for two seconds after their start, or while they miss others."""
+    """Wait for servers that do not serve yet, for two seconds after their start, or do not know who has which slot."""
     quiet = [view.member.pod for view in views if not view.agrees]
-    return (), f"{', '.join(quiet[:3])} do not serve yet" if quiet else ""
+    if quiet:
+        return (), f"{', '.join(quiet[:3])} do not serve yet"
+    behind = [view.member.pod for view in views if any(view.known[each.id].slots != each.slots for each in views)]
+    return (), f"{', '.join(behind[:3])} hear who has which slot" if behind else ""
 
 
 def _spread(wish: Wish, views: Sequence[ServerView]) -> Stage:

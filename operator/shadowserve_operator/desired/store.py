@@ -12,6 +12,7 @@ from shadowserve_operator.settings import OperatorSettings
 
 _CONFIG_FOLDER, _SECRETS_FOLDER, _DATA_FOLDER = "/etc/valkey", "/etc/valkey/secrets", "/data"
 _POLICIES = {Eviction.LEAST_FREQUENTLY_USED: "allkeys-lfu", Eviction.LEAST_RECENTLY_USED: "allkeys-lru"}
+_POLICY = "maxmemory-policy"
 _OVERHEAD_PARTS = 4
 """A quarter more than the chunks: replies under way, fragmentation, the server itself."""
 _USER = 999
@@ -47,6 +48,11 @@ def servers_wanted(managed: ManagedStore) -> int:
     return managed.shards * (1 + managed.replicas_per_shard)
 
 
+def eviction_policy(managed: ManagedStore) -> str:
+    """Return the server's name for which chunks it gives up first."""
+    return _POLICIES[managed.eviction]
+
+
 def member_host(cache: PrefixCache, pod: str) -> str:
     """Return the name of one server, as DNS and its certificate have it."""
     return f"{pod}.{store_service_name(cache)}-members.{cache.namespace}.svc"
@@ -57,7 +63,7 @@ def configuration_text(cache: PrefixCache, managed: ManagedStore) -> str:
     lines = [
         f"port {0 if _encrypted(cache) else names.STORE_PORT}",
         f"maxmemory {int(managed.memory_per_shard)}",
-        f"maxmemory-policy {_POLICIES[managed.eviction]}",
+        f"{_POLICY} {eviction_policy(managed)}",
         f"dir {_DATA_FOLDER}",
         'save ""',
         f"appendonly {'yes' if managed.storage else 'no'}",
@@ -123,8 +129,9 @@ def _disruption_budget(cache: PrefixCache) -> Json:
 
 def _stateful_set(cache: PrefixCache, managed: ManagedStore, settings: OperatorSettings, servers: int) -> Json:
     selector = selector_of(cache.name, STORE)
-    # a change of the configuration has to restart the server: Valkey reads it once
-    restart = {"shadowserve.io/configuration": digest(configuration_text(cache, managed))}
+    # a change of the configuration has to restart the server, which reads it once; but the policy is set while it runs
+    fixed_lines = [line for line in configuration_text(cache, managed).splitlines() if _POLICY not in line]
+    restart = {"shadowserve.io/configuration": digest(fixed_lines)}
     template = {
         "metadata": {"labels": labels_of(cache.name, STORE), "annotations": restart},
         "spec": _pod(cache, managed, settings),

@@ -3,19 +3,40 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from shadowserve_crds import names
 from shadowserve_lab.engine_client import EngineClient
 from shadowserve_lab.home import say
 from shadowserve_testbed import scenario
 from shadowserve_testbed.access import Access
 from shadowserve_testbed.errors import TestbedError
+from shadowserve_testbed.images.catalogue import ENGINE
 from shadowserve_testbed.installation import apply, remaining
 from shadowserve_testbed.kubectl import Kubectl
 from shadowserve_testbed.pods import Pod, data_planes, engines
 from shadowserve_testbed.provider import Provider
 from shadowserve_testbed.waiting import wait_for
 
-SECONDS = 120.0
+SECONDS = 240.0
 """How long anything may take that is not an engine's start."""
+
+
+_WAITS = ["python3", "-c", "import signal; signal.sigwait({signal.SIGTERM})"]
+
+
+def asking_pod(name: str) -> dict[str, Any]:
+    """Return a pod that asks for the cache and does nothing."""
+    security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": True}
+    container = {"name": "engine", "image": ENGINE, "command": _WAITS, "securityContext": security}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": scenario.NAMESPACE,
+            "labels": {names.CACHE_LABEL: scenario.CACHE},
+        },
+        "spec": {"containers": [container], "terminationGracePeriodSeconds": 1},
+    }
 
 
 class Bed:
@@ -70,6 +91,17 @@ class Bed:
             return ""
         named = ("dpu", "host", "none")
         return next((place for place in named if metrics.total("shadowserve_placement_info", place=place)), "")
+
+    def phase(self, pod: str) -> str:
+        """Return a pod's phase, "" if it does not exist."""
+        body = self.kubectl.get("pod", pod, "--namespace", scenario.NAMESPACE) or {"status": {}}
+        return str(body["status"].get("phase", ""))
+
+    def told(self, pod: str) -> str | None:
+        """Return the endpoint that the operator named to a pod, None while it has not."""
+        body = self.kubectl.get("pod", pod, "--namespace", scenario.NAMESPACE) or {"metadata": {}}
+        annotations: Mapping[str, str] = body["metadata"].get("annotations") or {}
+        return annotations.get(names.DATA_PLANE_ANNOTATION)
 
     def restored(self, plane: Pod) -> float:
         """Return how many chunks a data plane has restored."""

@@ -4,38 +4,17 @@ from typing import Any
 
 import pytest
 
-from cluster_story import Bed
+from cluster_story import Bed, asking_pod
 from shadowserve_crds import names
 from shadowserve_testbed import scenario
-from shadowserve_testbed.images.catalogue import ENGINE
 from shadowserve_testbed.installation import SYSTEM, remove
+from shadowserve_testbed.waiting import unavailable
 
 pytestmark = pytest.mark.timeout(600)
-_WAITS = ["python3", "-c", "import signal; signal.sigwait({signal.SIGTERM})"]
-
-
-def _pod(name: str) -> dict[str, Any]:
-    """Return a pod that asks for the cache and does nothing."""
-    security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": True}
-    container = {"name": "engine", "image": ENGINE, "command": _WAITS, "securityContext": security}
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {
-            "name": name,
-            "namespace": scenario.NAMESPACE,
-            "labels": {names.CACHE_LABEL: scenario.CACHE},
-        },
-        "spec": {"containers": [container], "terminationGracePeriodSeconds": 1},
-    }
 
 
 def _get(bed: Bed, name: str) -> dict[str, Any]:
     return bed.kubectl.get("pod", name, "--namespace", scenario.NAMESPACE) or {"metadata": {}, "spec": {}, "status": {}}
-
-
-def _phase(bed: Bed, name: str) -> str:
-    return str(_get(bed, name)["status"].get("phase", ""))
 
 
 def test_a_cache_becomes_ready_with_its_data_plane_on_the_card(bed: Bed) -> None:
@@ -49,8 +28,8 @@ def test_a_cache_becomes_ready_with_its_data_plane_on_the_card(bed: Bed) -> None
 
 def test_a_pod_that_asks_gets_the_sidecar_and_its_card(bed: Bed) -> None:
     bed.wait("the cache is ready", lambda: bed.ready(f"pfc/{scenario.CACHE}"))
-    bed.kubectl.run("create", "-f", "-", manifest=_pod("asks"))
-    bed.wait("it runs", lambda: _phase(bed, "asks") == "Running")
+    bed.kubectl.run("create", "-f", "-", manifest=asking_pod("asks"))
+    bed.wait("it runs", lambda: bed.phase("asks") == "Running")
     body = _get(bed, "asks")
     assert names.SIDECAR_CONTAINER in {each["name"] for each in body["spec"]["initContainers"]}
     bed.wait("it is on the card", lambda: bed.place("asks") == "dpu")
@@ -65,12 +44,38 @@ def test_without_the_webhook_pods_start_as_they_are(bed: Bed) -> None:
     try:
         selector = ("--namespace", SYSTEM, "--selector", "app.kubernetes.io/name=shadowserve-webhook")
         bed.wait("the webhook is down", lambda: not bed.kubectl.items("pods", *selector))
-        bed.kubectl.run("create", "-f", "-", manifest=_pod("unheard"))
-        bed.wait("it runs", lambda: _phase(bed, "unheard") == "Running")
+        bed.kubectl.run("create", "-f", "-", manifest=asking_pod("unheard"))
+        bed.wait("it runs", lambda: bed.phase("unheard") == "Running")
         assert "initContainers" not in _get(bed, "unheard")["spec"]
         bed.kubectl.run("delete", "pod", "unheard", "--namespace", scenario.NAMESPACE)
     finally:
         bed.kubectl.run("scale", "deployment", "shadowserve-webhook", "--replicas=2", "--namespace", SYSTEM)
+        bed.wait("the webhook is back", lambda: not unavailable(bed.kubectl, SYSTEM))
+
+
+def test_a_dead_card_is_left_at_once_and_taken_back(bed: Bed) -> None:
+    bed.kubectl.run("create", "-f", "-", manifest=asking_pod("leaves"))
+    bed.wait("it runs", lambda: bed.phase("leaves") == "Running")
+    bed.wait("it is on the card", lambda: bed.place("leaves") == "dpu")
+    bed.provider.lose("card-0")
+    # long before Kubernetes notices: nobody tells it
+    bed.wait("it is on the host", lambda: bed.place("leaves") == "host", 20.0)
+    assert bed.told("leaves") != ""
+    bed.wait("Kubernetes has noticed, and it is told", lambda: bed.told("leaves") == "")
+    bed.provider.restore("card-0")
+    bed.wait("it is back on the card", lambda: bed.place("leaves") == "dpu", 180.0)
+
+
+def test_a_card_whose_node_is_deleted_is_unpaired_until_it_joins_again(bed: Bed) -> None:
+    bed.provider.lose("card-0")
+    bed.kubectl.run("delete", "node", "card-0")
+    bed.wait("no binding is left", lambda: not bed.kubectl.items("dpubindings"))
+    bed.wait("its pod is told", lambda: bed.told("leaves") == "")
+    bed.provider.restore("card-0")
+    bed.wait("the cache is ready again", lambda: bed.ready(f"pfc/{scenario.CACHE}") and len(bed.planes()) == 1)
+    [binding] = bed.kubectl.items("dpubindings")
+    assert binding["spec"]["hostNode"] == "host-0"
+    bed.kubectl.run("delete", "pod", "leaves", "--namespace", scenario.NAMESPACE)
 
 
 def test_deleting_the_cache_leaves_nothing_behind(bed: Bed) -> None:

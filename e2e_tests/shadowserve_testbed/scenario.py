@@ -27,6 +27,8 @@ def cache_manifest(tier: str = TIER) -> dict[str, Any]:
             "host": {"resources": {"cpu": "400m", "memory": "512Mi"}},
             "landingBuffer": "256Mi",
         },
+        # with all of it on two cores, the store sometimes waits for its turn longer than the 20 ms of the default
+        "limits": {"lookupDeadline": "500ms"},
     }
     return _resource("PrefixCache", CACHE, spec)
 

@@ -1,7 +1,6 @@
 """Requests that go on while something breaks: each is made to fetch from the store, and none may fail."""
 
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +15,10 @@ class Outcome:
     requests: int = 0
     different: int = 0
     errors: list[str] = field(default_factory=list)
+
+
+_PAUSE_SECONDS = 0.3
+"""Between an engine's requests: what has to notice and to mend needs a core, too."""
 
 
 class Traffic:
@@ -63,5 +66,5 @@ class Traffic:
                 outcome.different += answer.tokens != self._answer
             except (OSError, ValueError, IndexError) as error:
                 outcome.errors.append(repr(error))
-                time.sleep(0.2)
             outcome.requests += 1
+            self._stop.wait(_PAUSE_SECONDS)

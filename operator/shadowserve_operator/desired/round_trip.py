@@ -92,9 +92,11 @@ def round_trip_condition(cache: PrefixCache, answers: Sequence[Answer]) -> Condi
 
 
 def _nobody(cache: PrefixCache) -> str:
-    if PlaceName.HOST in cache.spec.placement.order:
+    order = cache.spec.placement.order
+    if PlaceName.DPU not in order:
         return "no data plane runs yet: on the host each engine's sidecar brings its own"
-    return "no data plane serves on a card"
+    host = ", and no engine restores on the host" if PlaceName.HOST in order else ""
+    return f"no data plane serves on a card{host}"
 
 
 def _listed(before: str, told: Sequence[str]) -> str:

@@ -40,8 +40,8 @@ engine-test: ## Tests inside the engine's environment, then stories with real vL
 cluster-test: ## Stories with a real API server, built from Go modules on first use (some minutes)
 	@$(DEV) python -m pytest $(API_STORIES:%=e2e_tests/test_e2e_%.py) $(ARGS)
 
-image-test: ## The test bed's images start; the arm64 data plane, emulated, makes the same bytes (root; some minutes)
-	@$(DEV) python -m pytest e2e_tests/test_e2e_images.py e2e_tests/test_e2e_arm64.py $(ARGS)
+image-test: ## The test bed's images start; the arm64 data plane, emulated, makes the same bytes; Dockerfiles (root)
+	@$(DEV) python -m pytest e2e_tests/test_e2e_images.py e2e_tests/test_e2e_arm64.py e2e_tests/test_e2e_dockerfiles.py $(ARGS)
 
 e2e: ## Stories on a cluster with nodes (PROVIDER=native): install, hits through a card, everything that can break
 	@$(CLUSTER) python -m pytest --timeout 900 $(sort $(wildcard e2e_tests/test_e2e_cluster_*.py)) $(ARGS)

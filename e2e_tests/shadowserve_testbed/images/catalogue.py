@@ -25,6 +25,7 @@ OPERATOR = "ghcr.io/shadowserve/operator:dev"
 STORE = "testbed.local/valkey:dev"
 ENGINE = "testbed.local/engine:dev"
 PAUSE = "testbed.local/pause:dev"
+PYTHON_BASE = "testbed.local/python:dev"
 ENGINE_FOLDER = "/opt/engine"
 """Where the engine image expects the packages of the engine: a volume, since they are 6 GB."""
 _SUITE = "trixie"
@@ -117,6 +118,13 @@ class Images:
         plain = self.data_plane(architecture)
         tools = self._wheels("tests", Wheels(_SUITE, architecture, names=_TEST_TOOLS))
         return replace(plain, parts=(self._store().parts[0], *plain.parts, tools))
+
+    def python_base(self, architecture: Architecture) -> Image:
+        """Return an image that the Dockerfiles can be built on where no registry is: `PYTHON_IMAGE`."""
+        packages = ("python3", "python3-venv", "python-is-python3", "libstdc++6", "libc-bin", *_SHELL)
+        system = System(_SUITE, architecture, packages)
+        part = Part(f"base-{architecture}", system.ingredients, lambda tree, work: unpack(system, tree, work))
+        return Image(PYTHON_BASE, architecture, (part,), Configuration(("python3",)))
 
     def _operator(self) -> Image:
         wheels = self._wheels("operator", Wheels(_SUITE, native(), "operator"))

@@ -69,6 +69,8 @@ KUBE_PROXY = _kubernetes("kube-proxy", 0.2)
 CONTAINER_RUNTIME = _containerd("containerd", 1)
 CONTAINER_SHIM = _containerd("containerd-shim-runc-v2", 0.2)
 CTR = _containerd("ctr", 0.2)
+KUBEADM = _kubernetes("kubeadm", 1.5)
+KIND = Tool("kind", "sigs.k8s.io/kind", "sigs.k8s.io/kind", "0.33.0", 1)
 DNS_SERVER = Tool("coredns", "github.com/coredns/coredns", "github.com/coredns/coredns", COREDNS, 2)
 
 CONTROL_PLANE = (ETCD_SERVER, API_SERVER, KUBECTL)

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -18,9 +19,17 @@ from shadowserve_testbed.images.command import images as list_images
 from shadowserve_testbed.images.errors import ImageError
 from shadowserve_testbed.kubectl import KubectlError
 from shadowserve_testbed.native.cluster import NativeCluster
-from shadowserve_testbed.provider import Shape
-from shadowserve_testbed.providers import native
-from shadowserve_testbed.screen import show_status
+from shadowserve_testbed.provider import Provider, Shape
+from shadowserve_testbed.providers import PROVIDERS
+from shadowserve_testbed.screen import show_status, troubled_pods
+
+
+class ProviderName(StrEnum):
+    """Who makes test beds, as in `PROVIDERS`; looked at in this order."""
+
+    NATIVE = "native"
+    KIND = "kind"
+
 
 application = typer.Typer(no_args_is_help=True)
 application.command("images")(list_images)
@@ -57,12 +66,17 @@ def up(
     hosts: Annotated[int, typer.Option(help="nodes that engines run on")] = 1,
     cards: Annotated[int, typer.Option(help="nodes that stand for a SmartNIC each, spread over the hosts")] = 1,
     link: Annotated[list[str], typer.Option(help="limit a node's link: NODE=RATE, for example card-0=2gbit")] = _NONE,
+    provider: Annotated[
+        ProviderName, typer.Option(envvar="PROVIDER", help="what makes the nodes")
+    ] = ProviderName.NATIVE,
 ) -> None:
     """Start the test bed, or what does not run of it; prints what to do next."""
     rates = dict(word.partition("=")[::2] for word in link)
     with _told():
-        home, cluster = _cluster()
-        kubectl = cluster.up(Shape(hosts, cards, rates))
+        home = default_home()
+        if others := [name for name in PROVIDERS if name != provider and PROVIDERS[name](home).running()]:
+            raise TestbedError(f"a test bed runs already, by {others[0]}: shadowserve testbed down")
+        kubectl = PROVIDERS[provider](home).up(Shape(hosts, cards, rates))
         typer.echo(f"export KUBECONFIG={kubectl.kubeconfig}")
         home.say("every node is ready. Next: shadowserve testbed load, or shadowserve testbed status")
 
@@ -81,11 +95,18 @@ def status() -> None:
     """Show on one screen what runs, and what does not."""
     with _told():
         _, cluster = _cluster()
-        show_status(cluster)
+        if isinstance(cluster, NativeCluster):
+            show_status(cluster)
+            return
+        kubectl = cluster.kubectl()
+        typer.echo(kubectl.run("get", "nodes", "-o", "wide"))
+        typer.echo("\n".join(troubled_pods(kubectl) or ["every pod is well"]))
 
 
 @application.command()
-def load(images: Annotated[list[str] | None, typer.Argument(help="references; all of ours without")] = None) -> None:
+def load(
+    images: Annotated[list[str] | None, typer.Argument(help="references; all of ours without")] = None,
+) -> None:
     """Build our images, and make them known to every node."""
     with _told():
         home, cluster = _cluster()
@@ -112,7 +133,10 @@ def logs(
 ) -> None:
     """Print the end of a daemon's log. For pods: shadowserve testbed kubectl logs."""
     with _told():
-        folder = _cluster()[1].folder / "logs"
+        _, cluster = _cluster()
+        if not isinstance(cluster, NativeCluster):
+            raise TestbedError("daemons of kind's nodes log to their journals: podman exec NODE journalctl")
+        folder = cluster.folder / "logs"
         known = sorted(path.stem for path in folder.glob("*.log"))
         if not known:
             raise TestbedError("no test bed has run here: shadowserve testbed up")
@@ -149,6 +173,8 @@ def _told() -> Iterator[None]:
         raise typer.Exit(3) from error
 
 
-def _cluster() -> tuple[Home, NativeCluster]:
+def _cluster() -> tuple[Home, Provider]:
+    """Return the test bed that runs, whoever made it; the native one where none does."""
     home = default_home()
-    return home, native(home)
+    made = [PROVIDERS[name](home) for name in ProviderName]
+    return home, next((each for each in made if each.running()), made[0])

@@ -45,8 +45,11 @@ class Provider(Protocol):
         """Return the nodes of the test bed that runs, whether they are well or not."""
         ...
 
-    def load(self, archives: Mapping[str, Path]) -> list[str]:
-        """Make images known to every node; `archives` are OCI archives by reference. Return those that were not."""
+    def load(self, archives: Mapping[str, Path], nodes: Sequence[str] = ()) -> list[str]:
+        """Make images known to nodes, all of them without `nodes`. Return those that were not.
+
+        `archives` are OCI archives by reference. What a node knew under a reference is replaced.
+        """
         ...
 
     def lose(self, node: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from shadowserve_lab.home import Home
 from shadowserve_testbed.images.catalogue import PAUSE, Images
+from shadowserve_testbed.kind.cluster import KindCluster
 from shadowserve_testbed.native.cluster import NativeCluster
 from shadowserve_testbed.provider import Provider
 
@@ -19,5 +20,5 @@ def native(home: Home) -> NativeCluster:
     return NativeCluster(home, pause)
 
 
-PROVIDERS: dict[str, Callable[[Home], Provider]] = {"native": native}
+PROVIDERS: dict[str, Callable[[Home], Provider]] = {"native": native, "kind": KindCluster}
 """Kinds of test beds by name; each has manifests of that name in `manifests/overlays`."""

@@ -17,7 +17,7 @@ from shadowserve_testbed.images.commands import run
 from shadowserve_testbed.images.debian import System, unpack
 from shadowserve_testbed.images.errors import ImageError
 from shadowserve_testbed.images.layers import Layers, Part
-from shadowserve_testbed.images.oci import Configuration, write_archive
+from shadowserve_testbed.images.oci import Configuration, Layer, write_archive
 from shadowserve_testbed.images.python import Wheels
 
 DATA_PLANE = "ghcr.io/shadowserve/dataplane:dev"
@@ -101,6 +101,10 @@ class Images:
         self._home.keep_newest(self._code().artifact, _KEPT_ARCHIVES)
         sizes = tuple(zip(image.parts, (layer.size for layer in layers), strict=True))
         return Archive(image, path, path.stat().st_size, sizes)
+
+    def pause_layer(self) -> Layer:
+        """Return the layer of what keeps a pod's namespaces."""
+        return self._layers.layer(self._pause().parts[0])
 
     def trees(self, image: Image) -> list[Path]:
         """Return the trees of the image's layers, from below."""

@@ -103,6 +103,15 @@ def write_archive(
                 archive.addfile(header, content)
 
 
+def architecture_of(archive: Path) -> Architecture:
+    """Return what the image in an archive of ours runs on."""
+    with tarfile.open(archive) as content:
+        index = content.extractfile("index.json")
+        assert index is not None
+        [entry] = json.load(index)["manifests"]
+    return Architecture(entry["platform"]["architecture"])
+
+
 def _configuration(architecture: Architecture, layers: Sequence[Layer], start: Configuration) -> dict[str, Any]:
     environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", **dict(start.environment)}
     config: dict[str, Any] = {

@@ -10,6 +10,9 @@ from shadowserve_lab.home import Home
 from shadowserve_lab.processes import wait_until
 from shadowserve_testbed.binaries import CLUSTER, CTR, KUBECTL, Binaries
 from shadowserve_testbed.errors import TestbedError
+from shadowserve_testbed.images.architecture import Architecture
+from shadowserve_testbed.images.emulation import Emulation
+from shadowserve_testbed.images.oci import architecture_of
 from shadowserve_testbed.kubectl import Kubectl
 from shadowserve_testbed.layout import Node, make_nodes
 from shadowserve_testbed.native import cgroups, fabric, preflight
@@ -92,11 +95,13 @@ class NativeCluster:
         """Remove all of it, whatever is left of it. Raises `TestbedError`."""
         with self._alone():
             remove_all(self.folder)
+        for architecture in Architecture:
+            Emulation(self._home, architecture).disable()
 
-    def load(self, archives: Mapping[str, Path]) -> list[str]:
-        """Import images into every node's containerd; return those that one did not have. Raises `TestbedError`."""
-        nodes = self.nodes()
-        return sorted({name for name, path in archives.items() for node in nodes if self._import(node, name, path)})
+    def load(self, archives: Mapping[str, Path], nodes: Sequence[str] = ()) -> list[str]:
+        """Import images into the containerd of nodes; return those that one did not have. Raises `TestbedError`."""
+        found = [self._node(name) for name in nodes] or self.nodes()
+        return sorted({name for name, path in archives.items() for node in found if self._import(node, name, path)})
 
     def lose(self, node: str) -> None:
         """Cut the node off, then kill all that runs on it. Raises `TestbedError`."""
@@ -210,7 +215,8 @@ class NativeCluster:
             return False
         if archive.stat().st_size > 20 << 20:
             self._home.say(f"{node.name}: importing {reference}, {archive.stat().st_size >> 20} MiB")
-        run(*self._ctr(node), "images", "import", str(archive), seconds=_IMPORT_SECONDS)
+        platform = f"linux/{architecture_of(archive)}"
+        run(*self._ctr(node), "images", "import", "--platform", platform, str(archive), seconds=_IMPORT_SECONDS)
         record.parent.mkdir(exist_ok=True)
         record.write_text(str(archive))
         return True

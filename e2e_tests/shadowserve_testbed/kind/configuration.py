@@ -1,0 +1,60 @@
+"""What kind, podman and the nodes' network are told. Pure."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shadowserve_testbed.layout import CARD_TAINT, Node
+
+CLUSTER = "shadowserve"
+PODS = "10.245.0.0/16"
+NODE_IMAGE = "testbed.local/kind-node:dev"
+
+
+def container(node: Node) -> str:
+    """Return the name of the node's container: kind's, since the first is the control plane."""
+    number = node.index if node.index > 1 else ""
+    return f"{CLUSTER}-worker{number}" if node.index else f"{CLUSTER}-control-plane"
+
+
+def cluster_config(nodes: Sequence[Node], image: str, home: Path) -> dict[str, Any]:
+    """Return kind's configuration. `home` is seen by every node under the same path, for images and volumes."""
+    # without CAP_SYS_RESOURCE no process may be made less likely to be killed
+    kubelet = {"kind": "KubeletConfiguration", "failCgroupV1": False, "oomScoreAdj": 0}
+    proxy = {"kind": "KubeProxyConfiguration", "oomScoreAdj": 0}
+    return {
+        "kind": "Cluster",
+        "apiVersion": "kind.x-k8s.io/v1alpha4",
+        "networking": {"disableDefaultCNI": True, "podSubnet": PODS},
+        "kubeadmConfigPatches": [json.dumps(kubelet), json.dumps(proxy)],
+        "nodes": [_node(node, image, home) for node in nodes],
+    }
+
+
+def _node(node: Node, image: str, home: Path) -> dict[str, Any]:
+    taints = [{"key": CARD_TAINT, "effect": "NoSchedule"}] if node.host else []
+    kind = "JoinConfiguration" if node.index else "InitConfiguration"
+    registered = {"kind": kind, "nodeRegistration": {"name": node.name, "taints": taints}}
+    return {
+        "role": "worker" if node.index else "control-plane",
+        "image": image,
+        "labels": dict(node.labels),
+        "kubeadmConfigPatches": [json.dumps(registered)],
+        "extraMounts": [{"hostPath": str(home), "containerPath": str(home), "readOnly": True}],
+    }
+
+
+def network_config(pods: str) -> dict[str, Any]:
+    """Return the configuration of a node's pod network, whose addresses are `pods`."""
+    addresses = {"type": "host-local", "ranges": [[{"subnet": pods}]], "routes": [{"dst": "0.0.0.0/0"}]}
+    bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True, "ipam": addresses}
+    ports = {"type": "portmap", "capabilities": {"portMappings": True}}
+    return {"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge, ports]}
+
+
+def podman_config(limits: Mapping[str, int]) -> str:
+    """Return containers.conf; `limits` may not exceed the hard limits of this machine."""
+    ulimits = json.dumps([f"{name}={limit}:{limit}" for name, limit in limits.items()])
+    engine = ('runtime = "runc"', 'cgroup_manager = "cgroupfs"', 'events_logger = "file"')
+    return "\n".join(["[containers]", f"default_ulimits = {ulimits}", "[engine]", *engine]) + "\n"

@@ -12,6 +12,7 @@ import typer
 
 from shadowserve_lab.home import Home, default_home
 from shadowserve_testbed.api_server import ApiServer
+from shadowserve_testbed.arm64_cards import use_arm64_cards
 from shadowserve_testbed.binaries import CLUSTER, CONTROL_PLANE, Binaries, BuildError
 from shadowserve_testbed.errors import TestbedError
 from shadowserve_testbed.images.catalogue import Images
@@ -106,10 +107,17 @@ def status() -> None:
 @application.command()
 def load(
     images: Annotated[list[str] | None, typer.Argument(help="references; all of ours without")] = None,
+    arm64_cards: Annotated[
+        bool, typer.Option("--arm64-cards", help="Only to the cards: the data plane for arm64, emulated.")
+    ] = False,
 ) -> None:
     """Build our images, and make them known to every node."""
     with _told():
         home, cluster = _cluster()
+        if arm64_cards:
+            use_arm64_cards(cluster, home)
+            home.say("data planes that start on cards from now on are arm64's")
+            return
         with home.locked():
             archives = Images(home).archives()
         if unknown := set(images or ()) - set(archives):

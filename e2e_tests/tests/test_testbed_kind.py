@@ -50,6 +50,14 @@ def test_podman_is_kept_below_the_limits_of_this_machine() -> None:
     assert json.loads(limits.partition(" = ")[2]) == ["nofile=20000:20000", "nproc=4096:4096"]
 
 
+def test_nothing_runs_where_it_was_never_started(tmp_path: Path) -> None:
+    cluster = KindCluster(Home(tmp_path, say))
+    assert not cluster.running()
+    with pytest.raises(TestbedError, match="--provider kind"):
+        cluster.nodes()
+    cluster.down()
+
+
 def test_links_that_kind_cannot_limit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TestbedError, match="use the native provider"):
         KindCluster(Home(tmp_path, say)).up(Shape(rates={"card-0": "2gbit"}))

@@ -50,7 +50,7 @@ class KindCluster:
 
     def running(self) -> bool:
         """Whether there is one, well or not."""
-        return shutil.which("podman") is not None and bool(self._containers())
+        return bool(self._containers())
 
     def nodes(self) -> Sequence[Node]:
         """Return the nodes of the test bed that runs. Raises `TestbedError`."""
@@ -182,6 +182,8 @@ class KindCluster:
         raise TestbedError(f"there is no node {name}, only {', '.join(node.name for node in self.nodes())}")
 
     def _containers(self) -> list[str]:
+        if shutil.which("podman") is None or not (self._folder / "containers.conf").exists():
+            return []  # `up` has not been here
         label = f"label=io.x-k8s.kind.cluster={CLUSTER}"
         return self._podman("ps", "--all", "--filter", label, "--format", "{{.Names}}").split()
 

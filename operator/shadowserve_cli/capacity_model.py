@@ -41,8 +41,8 @@ def fit(
         Method.CLOSED_FORM
     ),
     steps: Annotated[
-        int, typer.Option(min=200, help="Steps of each of four chains, in each of up to 6 rounds.")
-    ] = 2000,
+        int, typer.Option(min=200, help="Steps of each of four chains, in each of up to 10 rounds.")
+    ] = 1000,
     plot: Annotated[Path | None, typer.Option(help="Draw the chains here (.png or .svg).")] = None,
     as_json: Json = False,
 ) -> None:

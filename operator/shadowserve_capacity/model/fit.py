@@ -49,9 +49,9 @@ class Sampling:
     pilot: int = 1500
     """Steps of a first chain, from whose last two thirds the coordinates of the others are made."""
     warm_up: int = 500
-    steps: int = 2000
-    thin: int = 2
-    rounds: int = 6
+    steps: int = 1000
+    thin: int = 1
+    rounds: int = 10
     """Chains that disagree, or have too few independent draws, go on as long again, up to so many times in all."""
     workers: int | None = None
     """Processes; by default one a chain, as many as there are cores. The result does not depend on it."""

@@ -65,7 +65,7 @@ def present_cgroups() -> list[str]:
 def _hierarchies() -> list[Path]:
     if (ROOT / "cgroup.controllers").exists():
         return [ROOT]
-    return [path for path in sorted(ROOT.iterdir()) if (path / "tasks").exists() and not path.is_symlink()]
+    return [path for path in sorted(ROOT.iterdir()) if (path / "cgroup.procs").exists() and not path.is_symlink()]
 
 
 def _processes(group: Path) -> Iterator[int]:

@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 LAB := PYTHONPATH=e2e_tests $(PYTHON) -m shadowserve_lab
 DEV := $(LAB) run --with dev
-API_STORIES := crds rendered admission operator manifests rights images cli \
+API_STORIES := crds rendered admission operator manifests rights cli \
   operator_faults operator_restarts operator_killed
 CLUSTER := $(LAB) run --with dev --with engine --with model
 STACK := $(LAB) run --with store --with dev --with engine --with model

@@ -130,9 +130,9 @@ class Fetches:
         settled = self._table.settle(result.job, result.index, result.outcome)
         if settled is not None:
             self.spoiled.fetched(settled.key, result.outcome)
-            self._answer(settled, result.outcome, result.detail)
-            if result.outcome is ChunkOutcome.LANDED:
+            if result.outcome is ChunkOutcome.LANDED:  # counted before it is told, as in `_answer`
                 self._metrics.landed(result.encoded_bytes, result.values_bytes)
+            self._answer(settled, result.outcome, result.detail)
             if not self._table.outstanding(result.job):
                 self._places.finished(result.job)
         self._pump()

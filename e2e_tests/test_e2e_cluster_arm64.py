@@ -1,10 +1,11 @@
-"""The arm64 data plane on the card's node, emulated: what was stored is fetched through it."""
+"""The arm64 data plane on the card's node, emulated: an engine restores through it what it computed before."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from cluster_story import SECONDS, Bed
+from shadowserve_lab.engine_client import Ask
 from shadowserve_lab.home import default_home
 from shadowserve_testbed import scenario
 from shadowserve_testbed.arm64_cards import use_arm64_cards
@@ -17,6 +18,8 @@ from shadowserve_testbed.pods import Pod
 
 pytestmark = pytest.mark.timeout(900)
 _SECONDS = 600.0
+_CHUNK = 256
+_PROMPT = [2000 + (61 * index) % 20000 for index in range(2 * _CHUNK + 40)]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,16 @@ def plane(bed: Bed) -> Iterator[Pod]:
         bed.provider.load({DATA_PLANE: own})
 
 
+@pytest.fixture(scope="module")
+def engine(bed: Bed, plane: Pod) -> Pod:
+    """An engine that restores through it."""
+    bed.apply(scenario.pool_manifest(1, ("--dtype", "float32"), {"VLLM_SERVER_DEV_MODE": "1"}))
+    bed.wait("the engine is ready", lambda: bed.ready(f"sspool/{scenario.POOL}"), _SECONDS)
+    [pod] = bed.engines()
+    bed.wait("restored on the card", lambda: bed.place(pod.name) == "dpu")
+    return pod
+
+
 def test_a_chunk_makes_the_round_trip_through_an_arm64_data_plane_on_the_cards_node(bed: Bed, plane: Pod) -> None:
     assert plane.node == "card-0"
     inside = ("exec", plane.name, "--namespace", scenario.NAMESPACE, "--")
@@ -48,3 +61,18 @@ def test_a_chunk_makes_the_round_trip_through_an_arm64_data_plane_on_the_cards_n
     cache = f"pfc/{scenario.CACHE}"
     bed.wait("a chunk was fetched", lambda: bed.condition(cache, "RoundTripVerified") == "True", _SECONDS)
     assert bed.ready(cache)
+
+
+def test_an_engine_restores_through_it_what_it_computed_before(bed: Bed, plane: Pod, engine: Pod) -> None:
+    client, restored = bed.client(engine), bed.restored(plane)
+    cold = client.complete(Ask(_PROMPT))
+
+    def external_tokens() -> float:
+        """Ask again after the engine has forgotten; storing goes on behind the answer, so the first may come early."""
+        client.reset_prefix_cache()
+        before = client.metrics().total("vllm:external_prefix_cache_hits_total")
+        assert client.complete(Ask(_PROMPT)).tokens == cold.tokens
+        return client.metrics().total("vllm:external_prefix_cache_hits_total") - before
+
+    bed.wait("both chunks restored", lambda: external_tokens() == 2 * _CHUNK)
+    assert bed.restored(plane) - restored >= 2

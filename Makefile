@@ -6,6 +6,8 @@ LAB := PYTHONPATH=e2e_tests $(PYTHON) -m shadowserve_lab
 DEV := $(LAB) run --with dev
 API_STORIES := crds rendered admission operator manifests rights cli \
   operator_faults operator_restarts operator_killed
+# starting and stopping test beds comes first: the other stories share one that stays up to the end
+CLUSTER_STORIES := e2e_tests/test_e2e_cluster_bed.py $(filter-out %_bed.py,$(sort $(wildcard e2e_tests/test_e2e_cluster_*.py)))
 CLUSTER := $(LAB) run --with dev --with engine --with model
 STACK := $(LAB) run --with store --with dev --with engine --with model
 RIVALS := --with lmcache --with mooncake --with nixl
@@ -44,7 +46,7 @@ image-test: ## The test bed's images start; the arm64 data plane, emulated, make
 	@$(DEV) python -m pytest e2e_tests/test_e2e_images.py e2e_tests/test_e2e_arm64.py e2e_tests/test_e2e_dockerfiles.py $(ARGS)
 
 e2e: ## Stories on a cluster with nodes (PROVIDER=native): install, hits through a card, everything that can break
-	@$(CLUSTER) python -m pytest --timeout 900 $(sort $(wildcard e2e_tests/test_e2e_cluster_*.py)) $(ARGS)
+	@$(CLUSTER) python -m pytest --timeout 900 $(CLUSTER_STORIES) $(ARGS)
 
 soak: ## 1000 requests through two engines and a store that is too small
 	@$(STACK) python -m shadowserve_lab.soak $(ARGS)

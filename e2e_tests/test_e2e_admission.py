@@ -109,3 +109,4 @@ def test_pods_are_injected_told_why_not_or_left_alone(api: ApiServer, files: tup
     down = created(api, "down", "shared")
     assert "initContainers" not in down["spec"], "the webhook is gone, and the pod was created all the same"
     api.kubectl("delete", "mutatingwebhookconfiguration", "shadowserve")
+    api.kubectl("delete", "pod", "injected", "unknown", "shell", "down", "--force")

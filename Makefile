@@ -37,7 +37,7 @@ unit: ## Tests that need no engine: formats, store, pipeline, data plane, sideca
 
 engine-test: ## Tests inside the engine's environment, then stories with real vLLM engines
 	@$(STACK) sh -c '"$$SHADOWSERVE_LAB_ENGINE/bin/python" -m pytest -m engine dataplane_image/tests $(ARGS)'
-	@$(STACK) python -m pytest --timeout 600 e2e_tests/test_e2e_hits.py e2e_tests/test_e2e_faults.py $(ARGS)
+	@$(STACK) python -m pytest --timeout 600 e2e_tests/test_e2e_hits.py e2e_tests/test_e2e_faults.py e2e_tests/test_e2e_demo.py $(ARGS)
 
 cluster-test: ## Stories with a real API server, built from Go modules on first use (some minutes)
 	@$(DEV) python -m pytest $(API_STORIES:%=e2e_tests/test_e2e_%.py) $(ARGS)

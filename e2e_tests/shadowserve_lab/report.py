@@ -37,6 +37,8 @@ class Figures:
         """Return what did not go as it should, nothing if it did; `exact`: the answers have to be equal."""
         if not self.remote_hit.external_tokens:
             return "B took nothing from the store: see the logs of its sidecar and of the data plane"
+        if not self.partial_hit.external_tokens:
+            return "B took nothing of the half that both prompts share from the store: see the log of its sidecar"
         if exact and not (self.remote_hit.tokens_equal and self.partial_hit.tokens_equal):
             return f"B's answer from what A computed differs, which tier {self.tier} should not do to this text"
         return ""

@@ -5,6 +5,7 @@ import logging
 from shadowserve_dataplane.chunks import KvShape
 from shadowserve_dataplane.connector.buffers import MappedBuffer
 from shadowserve_dataplane.connector.landed_image import parse_image
+from shadowserve_dataplane.connector.once import SayOnce
 from shadowserve_dataplane.connector.paged_copy import BlockSpan, PagedCopy
 from shadowserve_dataplane.errors import ChunkDamaged, ChunkOutcome, ChunkRefused
 
@@ -16,7 +17,7 @@ class ChunkCopies:
 
     def __init__(self, copies: PagedCopy, shape: KvShape) -> None:
         self._copies, self._shape = copies, shape
-        self._said: set[str] = set()
+        self._say_once = SayOnce(_log)
 
     def prepare(self) -> bool:
         """Get ready; returns whether anything can be copied at all."""
@@ -57,8 +58,3 @@ class ChunkCopies:
             self._say_once("gather", "a KV chunk could not be read, it is not stored: %r", error)
             return False
         return True
-
-    def _say_once(self, kind: str, message: str, *details: object) -> None:
-        if kind not in self._said:
-            self._said.add(kind)
-            _log.info(message, *details)

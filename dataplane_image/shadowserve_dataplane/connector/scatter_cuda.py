@@ -65,7 +65,7 @@ class CudaPagedCopy:
 
     def adopt(self, landing: memoryview) -> None:
         """Page-lock the landing buffer, so that the device fetches slots by itself; lets go of the one before."""
-        self.close()
+        self._let_go()
         memory = np.frombuffer(landing, np.uint8)
         with torch.cuda.device(self._device):
             error = torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, memory.nbytes, _PORTABLE)
@@ -74,8 +74,7 @@ class CudaPagedCopy:
             return
         self._landing = memory
 
-    def close(self) -> None:
-        """Let go of the landing buffer; copies work on without it."""
+    def _let_go(self) -> None:
         if self._landing is not None:
             torch.cuda.cudart().cudaHostUnregister(self._landing.ctypes.data)
             self._landing = None

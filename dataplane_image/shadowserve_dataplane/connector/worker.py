@@ -28,6 +28,7 @@ from shadowserve_dataplane.connector.messages import (
     Stored,
     Welcome,
 )
+from shadowserve_dataplane.connector.once import SayOnce
 from shadowserve_dataplane.connector.paged_copy import BlockSpan, PagedCopy
 from shadowserve_dataplane.connector.plan import ChunkStore, LoadPlan, StepPlan, StepReport
 from shadowserve_dataplane.connector.session import LandedChunk, Session
@@ -57,7 +58,7 @@ class WorkerHalf:
         self._settled: set[int] = set()
         self._dropped: set[int] = set()
         self._counts: Counter[str] = Counter()
-        self._said: set[str] = set()
+        self._say_once = SayOnce(_log)
         self._session: Session | None = None
         self._failed_loads: set[int] = set()
         self._failed_blocks: set[int] = set()
@@ -242,11 +243,6 @@ class WorkerHalf:
         if outcome.startswith("dropped"):
             self._dropped.add(store)
         self._counts[f"store_{outcome.replace(':', '_')}"] += 1
-
-    def _say_once(self, kind: str, message: str, *details: object) -> None:
-        if kind not in self._said:
-            self._said.add(kind)
-            _log.info(message, *details)
 
     # The copier's thread.
 

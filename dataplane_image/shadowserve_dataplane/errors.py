@@ -18,10 +18,6 @@ class Cancelled(ShadowServeError):
     """The caller cancelled this work: nothing more will be written."""
 
 
-class ResourceExhausted(ShadowServeError):
-    """A bounded buffer is full: wait until a lease is returned, or drop the work."""
-
-
 class NetworkError(ShadowServeError):
     """A peer cannot be reached or hung up: reconnect with backoff."""
 

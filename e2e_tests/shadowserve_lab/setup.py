@@ -17,6 +17,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from shadowserve_lab import system_packages
 from shadowserve_lab.home import PINS, Artifact, Home
 
 UV = "uv==0.13.9"
@@ -86,11 +87,6 @@ class Setup:
 
         return str(self._home.make(self._tools, build) / "bin/uv")
 
-    def _install_system_package(self, name: str, command: str) -> None:
-        self._home.say(f"installing {name} with apt-get")
-        quiet = {**os.environ, "RUNLEVEL": "1", "DEBIAN_FRONTEND": "noninteractive"}  # RUNLEVEL 1: do not start it
-        _run(["sh", "-c", f"({command}) >&2"], quiet)
-
     def _require_venv(self) -> None:
         """Make sure that Python can make environments: Debian keeps that in a package of its own."""
         if find_spec("ensurepip") is not None:
@@ -99,10 +95,10 @@ class Setup:
         self._require_package(package, "this Python cannot make environments")
 
     def _require_package(self, package: str, why: str) -> None:
-        command = f"apt-get update && apt-get install --no-install-recommends -y {package}"
-        if os.geteuid() != 0 or shutil.which("apt-get") is None:
-            raise SetupError(f"{why}. As root: {command}")
-        self._install_system_package(package, command)
+        try:
+            system_packages.install([package], self._home.say)
+        except system_packages.NotInstalled as error:
+            raise SetupError(f"{why}: {error}") from error
 
     def _build_dev(self, folder: Path) -> None:
         self._environment(folder)

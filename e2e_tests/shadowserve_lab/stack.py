@@ -36,21 +36,20 @@ _OFFLINE = {
 
 @dataclass(frozen=True)
 class Environments:
-    """What set-up made: the Python of each environment, the model, the store server."""
+    """What set-up made: the engine's Python, the model, the store server."""
 
-    dev_python: Path
     engine_python: Path
     model: Path
     store_server: Path
 
     @classmethod
     def from_environment(cls) -> "Environments":
-        """Return what `shadowserve_lab run --with dev --with engine --with model --with store` passes on."""
-        found = {name: os.environ.get(f"SHADOWSERVE_LAB_{name}") for name in ("DEV", "ENGINE", "MODEL", "STORE")}
+        """Return what `shadowserve_lab run --with engine --with model --with store` passes on."""
+        found = {name: os.environ.get(f"SHADOWSERVE_LAB_{name}") for name in ("ENGINE", "MODEL", "STORE")}
         if missing := [name for name, path in found.items() if not path]:
             raise LookupError(f"not set up: {', '.join(missing)}; start through make")
-        dev, engine, model, store = (Path(str(found[name])) for name in ("DEV", "ENGINE", "MODEL", "STORE"))
-        return cls(dev / "bin/python", engine / "bin/python", model, store)
+        engine, model, store = (Path(str(path)) for path in found.values())
+        return cls(engine / "bin/python", model, store)
 
 
 @dataclass(frozen=True)

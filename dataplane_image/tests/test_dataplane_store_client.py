@@ -146,6 +146,15 @@ async def test_a_put_given_up_leaves_the_connection_in_step(redis_standalone: Re
         assert await client.exists([key(2), key(3)], soon()) == [True, False]
 
 
+async def test_a_put_given_up_leaves_no_connection_to_a_store_that_takes_nothing(redis_standalone: RedisServer) -> None:
+    opened = len(os.listdir("/proc/self/fd"))
+    async with client_of(redis_standalone.settings()) as client:
+        redis_standalone.pause()
+        with pytest.raises(DeadlineExceeded):
+            await client.put(key(1), os.urandom(8_000_000), Deadline.after(0.2))
+    assert len(os.listdir("/proc/self/fd")) == opened
+
+
 async def test_a_cancelled_look_up_leaves_the_connection_in_step(redis_standalone: RedisServer) -> None:
     async with client_of(redis_standalone.settings()) as client:
         await client.put(key(1), b"one", soon())

@@ -145,6 +145,12 @@ class _Connection(Connection):
             self._writer.transport.abort()
         self._reader = self._writer = None
 
+    async def disconnect(self, nowait: bool = False) -> None:
+        """Close at once, with what is still unsent: a peer that takes nothing would keep the socket open for good."""
+        if self._writer is not None:
+            self._writer.transport.abort()
+        await super().disconnect(nowait=True)
+
     async def _connect(self) -> None:
         if not self._aborted:
             await super()._connect()  # type: ignore[no-untyped-call]

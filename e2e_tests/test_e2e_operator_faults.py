@@ -102,6 +102,46 @@ def test_what_is_missing_is_told_with_the_fix_and_heals(api: ApiServer, operator
     api.kubectl("delete", name, "--timeout=30s")
 
 
+_LONG = "host-" + "x" * 60
+_PAIRINGS = {
+    "a label that names no node": ("card-0", "HostNotFound", "names host-9, which is no node; correct it"),
+    "a label that names its card": ("card-1", "SelfPair", "names the card itself"),
+    "a label that names another card": ("card-2", "AmbiguousHost", "names card-0, which is a card itself"),
+    "a label that cuts a name off": ("card-3", "NameTooLong", f"the node is called {_LONG}"),
+    "a binding by hand without a card": ("by-hand", "CardNotFound", "spec.dpuNode card-9 is no node"),
+    "one of two that contradict": ("here", "AmbiguousHost", "DPUBindings here, there name the hosts host-0, host-1"),
+    "the other": ("there", "AmbiguousHost", "keep one"),
+}
+"""By what is wrong: a DPUBinding, and the reason and the words of its PairingValid."""
+
+
+def test_every_pairing_that_cannot_be_says_what_is_wrong_with_it_and_heals(api: ApiServer, operator: Path) -> None:
+    create(api, node("host-0"), node("host-1"), node(_LONG), cache("kv"))
+    labels = {"card-0": "host-9", "card-1": "card-1", "card-2": "card-0", "card-3": _LONG[:63], "card-4": "host-0"}
+    create(api, *(node(name, **{names.DEFAULT_HOST_LABEL: host}) for name, host in labels.items()))
+    create(api, _binding("by-hand", "host-0", "card-9"))
+    create(api, _binding("here", "host-0", "card-4"), _binding("there", "host-1", "card-4"))
+    for wrong, (name, reason, words) in _PAIRINGS.items():
+        wait(operator, wrong, _says(api, name, reason))
+        assert words in condition(api, f"dpub/{name}", "PairingValid", "message")
+        assert reason in api.kubectl("get", "dpub", name)
+    api.kubectl("label", "node", "card-0", "card-1", "card-2", f"{names.DEFAULT_HOST_LABEL}=host-0", "--overwrite")
+    create(api, _binding("long", _LONG, "card-3"), node("card-9", **{names.DEFAULT_HOST_LABEL: ""}))
+    api.kubectl("delete", "dpub", "there")
+    for name in ("card-0", "card-1", "card-2", "long", "by-hand", "here"):
+        wait(operator, f"{name} healed", _says(api, name, "Succeeded"))
+    api.kubectl("delete", "dpub", "by-hand", "here", "long")
+
+
+def _says(api: ApiServer, binding: str, reason: str) -> Callable[[], bool]:
+    return lambda: condition(api, f"dpub/{binding}", "PairingValid") == reason
+
+
+def _binding(name: str, host: str, card: str) -> dict[str, Any]:
+    spec = {"hostNode": host, "dpuNode": card, "source": "Manual"}
+    return {"apiVersion": names.API_VERSION, "kind": "DPUBinding", "metadata": {"name": name}, "spec": spec}
+
+
 def test_whatever_is_deleted_or_edited_by_hand_is_repaired(api: ApiServer, operator: Path) -> None:
     create(api, node("host-0"), node("card-0", **{names.DEFAULT_HOST_LABEL: "host-0"}))
     create(api, cache("kv"), pool("p", replicas=2, cacheRef={"name": "kv"}))

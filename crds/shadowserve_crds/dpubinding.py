@@ -9,6 +9,7 @@ from shadowserve_crds.base import Column, Resource, Rule, Section, StatusSection
 from shadowserve_crds.conditions import LIST_MAP_BY_TYPE, Condition
 
 NodeName = Annotated[str, Field(min_length=1, max_length=253)]
+HostName = Annotated[str, Field(max_length=253)]
 
 
 class BindingSource(StrEnum):
@@ -23,9 +24,13 @@ class DPUBindingSpec(Section):
 
     rules: ClassVar = (
         Rule("self.hostNode != self.dpuNode", "hostNode and dpuNode are the same node: a card has its own"),
+        Rule(
+            "size(self.hostNode) > 0 || self.source == 'Label'",
+            "hostNode is empty: name the node of the host that the card sits in",
+        ),
     )
-    host_node: NodeName
-    """Node that runs the engines."""
+    host_node: HostName
+    """Node that runs the engines. The operator leaves it empty for a card without a host: `PairingValid` says why."""
     dpu_node: NodeName
     """Node of the card, where its data plane runs."""
     serial_number: str = ""
@@ -55,7 +60,10 @@ class DPUBindingCondition(StrEnum):
     """The conditions of a DPUBinding."""
 
     PAIRING_VALID = "PairingValid"
-    """Host and card exist and belong together (Succeeded, HostNotFound, AmbiguousHost, SelfPair, NameTooLong)."""
+    """Host and card exist and belong together.
+
+    (Succeeded, HostNotFound, AmbiguousHost, SelfPair, NameTooLong, CardNotFound)
+    """
     DATA_PLANE_REACHABLE = "DataPlaneReachable"
     """The card's data plane answers (Succeeded, Pending, NodeNotReady, NoPod)."""
 
@@ -70,6 +78,7 @@ class DPUBinding(Resource):
     columns: ClassVar = (
         Column("Host", ".spec.hostNode"),
         Column("DPU", ".spec.dpuNode"),
+        Column("Pairing", ".status.conditions[?(@.type=='PairingValid')].reason"),
         Column("Healthy", ".status.healthy", "boolean"),
         Column("Endpoint", ".status.endpoint"),
         Column("Source", ".spec.source", priority=1),

@@ -7,6 +7,7 @@ from datetime import datetime
 from shadowserve_cli.picture import Picture
 from shadowserve_crds import names
 from shadowserve_crds.conditions import READY, Condition, ConditionStatus, Reason
+from shadowserve_crds.dpubinding import DPUBindingCondition
 from shadowserve_crds.inferencepool import InferencePool
 from shadowserve_crds.prefixcache import PlaceName, PrefixCache
 from shadowserve_operator.desired.assignment import Assignment, assign, place_of
@@ -97,6 +98,7 @@ def report(picture: Picture, now: datetime) -> Report:
     troubles += [Trouble("resource", invalid, "correct the field") for invalid in picture.invalid]
     troubles += [trouble for cache in picture.caches for trouble in troubles_of(cache, "pfc")]
     troubles += [trouble for pool in picture.pools for trouble in troubles_of(pool, "sspool")]
+    troubles += _mispaired(picture, troubles)
     troubles += _left_out(picture)
     pods = tuple(line for cache in picture.caches for line in pod_lines(picture, cache, now))
     return Report(
@@ -218,6 +220,16 @@ def look(resource: PrefixCache | InferencePool, short: str, reason: str) -> str:
     return template.format(
         namespace=resource.namespace, name=resource.name, short=short, label=label, host_label=host_label
     )
+
+
+def _mispaired(picture: Picture, told: Sequence[Trouble]) -> Iterable[Trouble]:
+    """Yield what is wrong with bindings, unless a PrefixCache said so."""
+    for binding in picture.bindings:
+        for each in binding.status.conditions:
+            if each.type != DPUBindingCondition.PAIRING_VALID or each.status is not ConditionStatus.FALSE:
+                continue
+            if not any(each.message in one.problem for one in told):
+                yield Trouble(f"dpub {binding.name} {each.type}", each.message, f"kubectl edit dpub {binding.name}")
 
 
 def _left_out(picture: Picture) -> Iterable[Trouble]:

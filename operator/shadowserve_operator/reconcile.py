@@ -4,16 +4,16 @@ Safe to run twice, and to end at any call: whatever is found the next time is wh
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from shadowserve_crds import names
 from shadowserve_crds.base import InvalidResource
-from shadowserve_crds.dpubinding import DPUBinding
 from shadowserve_crds.inferencepool import InferencePoolStatus
 from shadowserve_crds.prefixcache import PlaceName, PrefixCache, PrefixCacheStatus
 from shadowserve_operator.apply import Outcome, apply
+from shadowserve_operator.bindings import pairings_of, tell_bindings
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.desired.assignment import Assignment, assign
 from shadowserve_operator.desired.certificates import Certificate, expired
@@ -25,7 +25,7 @@ from shadowserve_operator.desired.secrets import SecretValues, secret_manifests
 from shadowserve_operator.desired.store import store_objects
 from shadowserve_operator.external import External
 from shadowserve_operator.identities import Identities
-from shadowserve_operator.kinds import DPU_BINDING, POD, PREFIX_CACHE, SECRET, Json, Ref, ref_of
+from shadowserve_operator.kinds import POD, PREFIX_CACHE, SECRET, Json, Ref, ref_of
 from shadowserve_operator.network import Network, PodNetwork
 from shadowserve_operator.observe import Snapshot, observe, with_namesakes
 from shadowserve_operator.pki import fresh_values
@@ -34,7 +34,6 @@ from shadowserve_operator.settings import OperatorSettings
 from shadowserve_operator.shards import Shards
 from shadowserve_operator.status import (
     Facts,
-    binding_status,
     next_status,
     settled,
     store_name,
@@ -95,8 +94,8 @@ async def reconcile_prefixcache(
     shards = Shards.of(cache, snapshot)
     seen = await shards.bring(network, 0.0)
     desired = desired_objects(cache, snapshot, settings, now, seen.plan.servers)
-    pairings = _pairings(snapshot)
-    wanted = [*desired.manifests, *_bindings(pairings, snapshot.bindings)]
+    pairings = pairings_of(snapshot)
+    wanted = [*desired.manifests, *binding_manifests(pairings.values(), snapshot.bindings)]
     known = {**snapshot.children, **{ref_of(binding): binding for binding in snapshot.binding_bodies}}
     plan = plan_changes(wanted, (await with_namesakes(cluster, known, wanted)).values())
     if plan.writes:
@@ -106,7 +105,7 @@ async def reconcile_prefixcache(
     order = cache.spec.placement.order
     assignments = assign(snapshot.engines, pairing, snapshot.planes or {}, order, now)
     told = await _tell_pods(cluster, namespace, assignments)
-    told += await _tell_bindings(cluster, snapshot, _spoken_for(cache, pairings), now)
+    told += await tell_bindings(cluster, cache, snapshot, pairings, now)
     if seen.plan.steps or seen.plan.waiting:
         seen = await shards.bring(network, _SHARDING_SECONDS)
     facts = _facts(cache, snapshot, desired, (pairing, assignments), (plan, outcome))
@@ -137,7 +136,8 @@ async def forget_prefixcache(cluster: Cluster, namespace: str, name: str, settin
         if pod.told is not None:
             await cluster.annotate(Ref(POD, namespace, pod.name), {names.DATA_PLANE_ANNOTATION: None})
             written += 1
-    plan = plan_changes(_bindings(_pairings(snapshot), snapshot.bindings), snapshot.binding_bodies)
+    needed = binding_manifests(pairings_of(snapshot).values(), snapshot.bindings)
+    plan = plan_changes(needed, snapshot.binding_bodies)
     return written + (await apply(cluster, plan)).writes
 
 
@@ -171,22 +171,6 @@ def _identities(cache: PrefixCache, snapshot: Snapshot, now: datetime) -> tuple[
         return theirs, theirs.requests(cache, snapshot.issued)
     ours = Identities.read(cache, {ref.name: body for ref, body in snapshot.children.items()}, now)
     return ours, ours.manifests(cache, now)
-
-
-def _pairings(snapshot: Snapshot) -> list[tuple[PrefixCache, Pairing]]:
-    """Return how every PrefixCache that uses cards pairs them, in the order of the caches' names."""
-    using = [each for each in snapshot.caches if PlaceName.DPU in each.spec.placement.order]
-    staying = sorted((each for each in using if not each.metadata.being_deleted), key=lambda each: each.key)
-    return [(each, resolve(snapshot.nodes, snapshot.bindings, each.spec.placement.dpu)) for each in staying]
-
-
-def _bindings(pairings: Iterable[tuple[PrefixCache, Pairing]], bindings: Sequence[DPUBinding]) -> list[Json]:
-    """Return the DPUBindings that some PrefixCache needs; what several need is there once."""
-    found: dict[str, Json] = {}
-    for _, pairing in pairings:
-        for manifest in binding_manifests(pairing, bindings):
-            found.setdefault(manifest["metadata"]["name"], manifest)
-    return [found[name] for name in sorted(found)]
 
 
 def _facts(
@@ -236,30 +220,6 @@ async def _tell_pods(cluster: Cluster, namespace: str, assignments: tuple[Assign
         _log.info("pod %s/%s: data plane %s: %s", namespace, each.pod.name, each.endpoint or "none", each.reason)
         await cluster.annotate(Ref(POD, namespace, each.pod.name), {names.DATA_PLANE_ANNOTATION: each.endpoint})
     return len(changed)
-
-
-async def _tell_bindings(cluster: Cluster, snapshot: Snapshot, cards: Collection[str], now: datetime) -> int:
-    """Write the status of the bindings of these cards."""
-    nodes = {node.name: node for node in snapshot.nodes}
-    written = 0
-    for binding in snapshot.bindings:
-        if binding.spec.dpu_node not in cards:
-            continue
-        plane = (snapshot.planes or {}).get(binding.spec.dpu_node)
-        status = binding_status(binding, plane, nodes, binding.metadata.generation, now).dump()
-        if status != binding.status.dump():
-            await cluster.write_status(Ref(DPU_BINDING, "", binding.name), status)
-            written += 1
-    return written
-
-
-def _spoken_for(cache: PrefixCache, pairings: Iterable[tuple[PrefixCache, Pairing]]) -> set[str]:
-    """Return the cards whose bindings this cache tells of: of several caches on a card, the first by name does."""
-    speakers: dict[str, tuple[str, str]] = {}
-    for each, pairing in pairings:
-        for pair in pairing.pairs:
-            speakers.setdefault(pair.card, each.key)
-    return {card for card, speaker in speakers.items() if speaker == cache.key}
 
 
 def _data(snapshot: Snapshot, name: str) -> dict[str, str]:

@@ -6,7 +6,6 @@ from datetime import datetime
 
 from shadowserve_crds import names
 from shadowserve_crds.conditions import READY, Condition, ConditionStatus, Reason, condition, merged, summary
-from shadowserve_crds.dpubinding import DPUBinding, DPUBindingCondition, DPUBindingStatus
 from shadowserve_crds.inferencepool import InferencePoolStatus
 from shadowserve_crds.prefixcache import (
     DataPlanesStatus,
@@ -23,7 +22,7 @@ from shadowserve_operator.desired.certificates import Certificate
 from shadowserve_operator.desired.config import sidecar_config, store_service_name
 from shadowserve_operator.desired.external_store import EndpointSeen, external_condition
 from shadowserve_operator.desired.issued import Issued, issued_condition
-from shadowserve_operator.desired.pairing import Node, Pairing
+from shadowserve_operator.desired.pairing import Pairing
 from shadowserve_operator.desired.round_trip import Answer, round_trip_condition
 from shadowserve_operator.desired.sharding import ShardPlan, StoreSeen
 from shadowserve_operator.desired.store import managed_store, servers_wanted
@@ -107,38 +106,6 @@ def invalid_status(
     ready = condition(READY, False, Reason.FAILED, message)
     conditions = merged(before, [ready], generation, now)
     return kind(observed_generation=generation, conditions=list(conditions)).dump()
-
-
-def binding_status(
-    binding: DPUBinding, plane: DataPlane | None, nodes: Mapping[str, Node], generation: int, now: datetime
-) -> DPUBindingStatus:
-    """Return what a card's DPUBinding says: whether both nodes are there, and whether its data plane serves."""
-    valid, reachable = DPUBindingCondition.PAIRING_VALID, DPUBindingCondition.DATA_PLANE_REACHABLE
-    host, card = binding.spec.host_node, binding.spec.dpu_node
-    absent = [name for name in (host, card) if name not in nodes]
-    if absent:
-        paired = condition(valid, False, "HostNotFound", f"{' and '.join(absent)}: no such node; correct the names")
-    else:
-        paired = condition(valid, True, Reason.SUCCEEDED, f"card {card} sits in host {host}")
-    healthy = plane is not None and plane.ready_since is not None and not absent
-    if plane is None:
-        answer = condition(reachable, False, "NoPod", f"no data-plane pod runs on {card}")
-    elif card in nodes and not nodes[card].ready:
-        answer = condition(reachable, False, "NodeNotReady", f"node {card} is not ready")
-    elif plane.ready_since is None:
-        answer = condition(reachable, False, Reason.PENDING, f"the data-plane pod on {card} does not serve yet")
-    else:
-        answer = condition(reachable, True, Reason.SUCCEEDED, f"the data plane on {card} serves")
-    seen = binding.status.last_seen
-    if plane is not None and plane.ready_since is not None:
-        seen = plane.ready_since.strftime("%Y-%m-%dT%H:%M:%SZ")
-    return DPUBindingStatus(
-        observed_generation=generation,
-        endpoint=plane.endpoint if plane is not None and healthy else "",
-        healthy=healthy,
-        last_seen=seen,
-        conditions=list(merged(binding.status.conditions, [paired, answer], generation, now)),
-    )
 
 
 def _store_ready(cache: PrefixCache, facts: Facts) -> Condition:

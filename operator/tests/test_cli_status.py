@@ -12,6 +12,7 @@ from shadowserve_cli.picture import observe_picture
 from shadowserve_cli.status import show
 from shadowserve_cli.status_report import Report, report
 from shadowserve_crds import names
+from shadowserve_crds.dpubinding import DPUBinding
 from shadowserve_operator.errors import Forbidden
 from shadowserve_operator.kinds import Json, Kind
 
@@ -80,6 +81,16 @@ def test_what_is_wrong_around_the_resources(changes: dict[str, Any], problem: st
     (trouble,) = report(picture(**changes), NOW).troubles
     assert problem in trouble.problem
     assert trouble.look
+
+
+def test_a_binding_by_hand_that_pairs_nothing_is_told_once() -> None:
+    said = condition("PairingValid", "False", "CardNotFound", "spec.dpuNode card-9 is no node; correct it")
+    spec = {"hostNode": "host-0", "dpuNode": "card-9"}
+    binding = DPUBinding.parse({"metadata": {"name": "mine"}, "spec": spec, "status": {"conditions": [said]}})
+    (trouble,) = report(picture(bindings=(binding,)), NOW).troubles
+    assert (trouble.about, trouble.problem) == ("dpub mine PairingValid", said["message"])
+    told = cache(condition("PairingResolved", "False", "HostNotFound", f"{said['message']} (and 3 more)"))
+    assert len(report(picture(bindings=(binding,), caches=(told,)), NOW).troubles) == 1
 
 
 def test_a_skipped_pod_tells_the_reason_that_the_webhook_gave() -> None:

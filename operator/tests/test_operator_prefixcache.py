@@ -232,7 +232,7 @@ async def test_a_card_without_its_host_is_told_and_heals() -> None:
     cluster.remove(Ref(NODE, "", "host-0"))
     await until_quiet(cluster)
     assert conditions(cluster)["PairingResolved"] == ("False", "HostNotFound")
-    assert kept(cluster, DPU_BINDING) == []
+    assert kept(cluster, DPU_BINDING) == ["card-0"]
     cluster.put(node("host-0"))
     await until_quiet(cluster)
     assert conditions(cluster)["PairingResolved"] == ("True", "Succeeded")

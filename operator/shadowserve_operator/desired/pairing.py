@@ -18,12 +18,13 @@ _LABEL_LENGTH = 63
 
 
 class Trouble(StrEnum):
-    """Why a card has no host; the reasons of `PairingValid` and `PairingResolved`."""
+    """Why a card has no host, or a DPUBinding pairs nothing; the reasons of `PairingValid` and `PairingResolved`."""
 
     HOST_NOT_FOUND = "HostNotFound"
     AMBIGUOUS_HOST = "AmbiguousHost"
     SELF_PAIR = "SelfPair"
     NAME_TOO_LONG = "NameTooLong"
+    CARD_NOT_FOUND = "CardNotFound"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Unpaired:
     card: str
     trouble: Trouble
     message: str
+    source: BindingSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,10 @@ class Pairing:
     def cards_of(self, host: str) -> tuple[str, ...]:
         """Return the cards in a host."""
         return tuple(pair.card for pair in self.pairs if pair.host == host)
+
+    def by_card(self) -> dict[str, Pair | Unpaired]:
+        """Return what is known of every card; whatever else is none, as far as the PrefixCache's placement goes."""
+        return {pair.card: pair for pair in self.pairs} | {each.card: each for each in self.unpaired}
 
 
 def is_card(node: Node, placement: DpuPlacement) -> bool:
@@ -89,25 +95,32 @@ def binding_name(card: str) -> str:
     return card
 
 
-def binding_manifests(pairing: Pairing, existing: Sequence[DPUBinding]) -> list[Json]:
-    """Return the DPUBindings that are derived from labels; those by hand are left as they are."""
+def binding_manifests(pairings: Iterable[Pairing], existing: Sequence[DPUBinding]) -> list[Json]:
+    """Return the DPUBindings that are derived from labels, one for each card; those by hand are left as they are.
+
+    A card without a host has one, too, which names no host: its status says why. What one of the pairings pairs is
+    paired.
+    """
+    everything = tuple(pairings)
     by_hand = {each.name for each in existing if each.spec.source is BindingSource.MANUAL}
-    return [
-        _manifest(pair)
-        for pair in pairing.pairs
-        if pair.source is BindingSource.LABEL and binding_name(pair.card) not in by_hand
-    ]
+    hosts = {each.card: "" for one in everything for each in one.unpaired if each.source is BindingSource.LABEL}
+    hosts |= {pair.card: pair.host for one in reversed(everything) for pair in one.pairs if _by_label(pair)}
+    return [_manifest(card, hosts[card]) for card in sorted(hosts) if binding_name(card) not in by_hand]
 
 
-def _manifest(pair: Pair) -> Json:
+def _by_label(pair: Pair) -> bool:
+    return pair.source is BindingSource.LABEL
+
+
+def _manifest(card: str, host: str) -> Json:
     body: Json = {
         "apiVersion": names.API_VERSION,
         "kind": DPUBinding.kind_name,
         "metadata": {
-            "name": binding_name(pair.card),
+            "name": binding_name(card),
             "labels": {names.MANAGED_BY_LABEL: names.MANAGED_BY, names.COMPONENT_LABEL: "binding"},
         },
-        "spec": {"hostNode": pair.host, "dpuNode": pair.card, "source": str(pair.source)},
+        "spec": {"hostNode": host, "dpuNode": card, "source": str(BindingSource.LABEL)},
     }
     metadata = {**body["metadata"], "annotations": {names.SPEC_HASH_ANNOTATION: digest(body)}}
     return {**body, "metadata": metadata}
@@ -118,38 +131,37 @@ def _resolve(
 ) -> Pair | Unpaired:
     written = [each for each in by_hand if each.spec.dpu_node == card.name]
     hosts = sorted({each.spec.host_node for each in written})
+    source = BindingSource.MANUAL if hosts else BindingSource.LABEL
     if len(hosts) > 1:
         listed = ", ".join(sorted(each.name for each in written))
-        return Unpaired(
-            card.name,
-            Trouble.AMBIGUOUS_HOST,
-            f"card {card.name}: DPUBindings {listed} name the hosts {', '.join(hosts)}; keep one",
-        )
-    source = BindingSource.MANUAL if hosts else BindingSource.LABEL
+        message = f"DPUBindings {listed} name the hosts {', '.join(hosts)}; keep one"
+        return Unpaired(card.name, Trouble.AMBIGUOUS_HOST, f"card {card.name}: {message}", source)
     host = hosts[0] if hosts else card.labels.get(placement.host_label_key, "")
     where = f"DPUBinding {written[0].name}" if hosts else f"label {placement.host_label_key}"
-    trouble = _trouble(card, host, where, nodes, placement)
-    return trouble or Pair(host, card.name, source)
+    found = _trouble(card.name, host, where, nodes, placement)
+    if found is None:
+        return Pair(host, card.name, source)
+    trouble, message = found
+    return Unpaired(card.name, trouble, f"card {card.name}: {message}", source)
 
 
-def _trouble(card: Node, host: str, where: str, nodes: Mapping[str, Node], placement: DpuPlacement) -> Unpaired | None:
+def _trouble(
+    card: str, host: str, where: str, nodes: Mapping[str, Node], placement: DpuPlacement
+) -> tuple[Trouble, str] | None:
+    """Return what is wrong with a host that was named, and the fix in words; None if nothing is."""
     if not host:
-        message = f"card {card.name}: has no {where}; label it with its host's name, or write a DPUBinding"
-        return Unpaired(card.name, Trouble.HOST_NOT_FOUND, message)
-    if host == card.name:
-        message = f"card {card.name}: {where} names the card itself; name the host that it sits in"
-        return Unpaired(card.name, Trouble.SELF_PAIR, message)
+        return Trouble.HOST_NOT_FOUND, f"has no {where}; label it with its host's name, or write a DPUBinding"
+    if host == card:
+        return Trouble.SELF_PAIR, f"{where} names the card itself; name the host that it sits in"
     if host not in nodes:
         longer = [name for name in nodes if len(name) > _LABEL_LENGTH and name.startswith(host)]
         if longer:
             message = (
-                f"card {card.name}: {where} says {host}, but the node is called {longer[0]}, which is longer than the "
+                f"{where} says {host}, but the node is called {longer[0]}, which is longer than the "
                 f"{_LABEL_LENGTH} characters that a label holds; write a DPUBinding"
             )
-            return Unpaired(card.name, Trouble.NAME_TOO_LONG, message)
-        message = f"card {card.name}: {where} names {host}, which is no node; correct it, or let the host join"
-        return Unpaired(card.name, Trouble.HOST_NOT_FOUND, message)
+            return Trouble.NAME_TOO_LONG, message
+        return Trouble.HOST_NOT_FOUND, f"{where} names {host}, which is no node; correct it, or let the host join"
     if is_card(nodes[host], placement):
-        message = f"card {card.name}: {where} names {host}, which is a card itself; name the host"
-        return Unpaired(card.name, Trouble.AMBIGUOUS_HOST, message)
+        return Trouble.AMBIGUOUS_HOST, f"{where} names {host}, which is a card itself; name the host"
     return None

@@ -90,6 +90,12 @@ def test_the_buffers_are_counted_in_the_sidecars_memory() -> None:
     assert landing == {"medium": "Memory", "sizeLimit": str(640 << 20)}
 
 
+def test_the_connector_starts_as_fast_as_the_sidecar_and_the_pod_is_asked_for_no_more() -> None:
+    connector, sidecar = injected(pod())["spec"]["initContainers"][:2]
+    assert connector["resources"]["limits"]["cpu"] == sidecar["resources"]["limits"]["cpu"]
+    assert Quantity(connector["resources"]["requests"]["memory"]) < Quantity(sidecar["resources"]["requests"]["memory"])
+
+
 def test_every_mount_has_its_volume_and_every_volume_is_used() -> None:
     spec = injected(pod())["spec"]
     containers = [*spec["containers"], *spec["initContainers"]]

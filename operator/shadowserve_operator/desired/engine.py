@@ -14,7 +14,7 @@ from shadowserve_operator.kinds import GATEWAY_POOL, Json
 ENGINE_CONTAINER = "engine"
 _COMPONENT = "engine"
 _MODEL_FOLDER = "/model"
-_PROBE_SECONDS = 5
+_PROBE_SECONDS, _START_PROBE_SECONDS = 5, 2
 _LOAD_SECONDS = 600
 """A large model may take so long to load before the pod counts as failed."""
 _PICKER_PORT = 9002
@@ -146,6 +146,7 @@ def _template(pool: InferencePool) -> Json:
 def _container(pool: InferencePool, drain: int) -> Json:
     engine, model = pool.spec.engine, pool.spec.model
     probe: Json = {"httpGet": {"path": "/health", "port": "http"}, "periodSeconds": _PROBE_SECONDS, "timeoutSeconds": 5}
+    starting = {"periodSeconds": _START_PROBE_SECONDS, "failureThreshold": _LOAD_SECONDS // _START_PROBE_SECONDS}
     flags = ["--served-model-name", model.name, "--port", str(pool.spec.port)]
     if model.source.type is SourceType.HUGGING_FACE:
         flags += ["--revision", model.revision]
@@ -156,7 +157,7 @@ def _container(pool: InferencePool, drain: int) -> Json:
         "args": [_model_argument(pool), *flags, *engine.args],
         "env": [*_home(pool), *_model_environment(pool), *engine.env],
         "ports": [{"name": "http", "containerPort": pool.spec.port}],
-        "startupProbe": {**probe, "failureThreshold": _LOAD_SECONDS // _PROBE_SECONDS},
+        "startupProbe": {**probe, **starting},
         "readinessProbe": dict(probe),
         "livenessProbe": {**probe, "failureThreshold": 6},
         # endpoints go at once, so no request comes in meanwhile; those under way may finish

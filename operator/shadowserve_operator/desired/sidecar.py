@@ -27,7 +27,8 @@ _CONFIG, _POD, _SECRETS, _TLS, _SHM = (
 _SHELLS = frozenset({"sh", "bash", "dash", "ash"})
 _SHM_SIZE = "1Gi"
 _START_SECONDS = 120
-_PROBE_SECONDS = 2
+_PROBE_SECONDS = 1
+"""The engine waits for the sidecar's first answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,8 @@ def _own_containers(terms: SidecarTerms) -> list[Json]:
         "image": terms.image,
         "command": ["shadowserve-copy-connector", names.CONNECTOR_FOLDER],
         "securityContext": restricted(UNPRIVILEGED_USER),
-        "resources": fixed({"cpu": "100m", "memory": str(64 << 20)}),
+        # it runs before the sidecar, so the pod is asked for no more; with less, Python would take seconds to start
+        "resources": fixed({"cpu": str(terms.cpu), "memory": str(64 << 20)}),
         "volumeMounts": [{"name": _CONNECTOR, "mountPath": names.CONNECTOR_FOLDER}],
     }
     mounts = [

@@ -59,3 +59,11 @@ class Provider(Protocol):
     def restore(self, node: str) -> None:
         """Bring a lost node back."""
         ...
+
+    def daemons_logged(self) -> Sequence[str]:
+        """Return the names of the daemons that `log` knows."""
+        ...
+
+    def log(self, name: str, lines: int) -> str:
+        """Return the end of a daemon's log; `name` is one of `daemons_logged`."""
+        ...

@@ -1,5 +1,6 @@
 """Makes test beds."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,5 +21,10 @@ def native(home: Home) -> NativeCluster:
     return NativeCluster(home, pause)
 
 
-PROVIDERS: dict[str, Callable[[Home], Provider]] = {"native": native, "kind": KindCluster}
+def kind(home: Home) -> KindCluster:
+    """Return the test bed of a home by kind; the variable KIND_IMAGE names another node image than ours."""
+    return KindCluster(home, os.environ.get("KIND_IMAGE", ""))
+
+
+PROVIDERS: dict[str, Callable[[Home], Provider]] = {"native": native, "kind": kind}
 """Kinds of test beds by name; each has manifests of that name in `manifests/overlays`."""

@@ -10,11 +10,20 @@ import yaml
 from shadowserve_lab.home import Home, say
 from shadowserve_testbed.errors import TestbedError
 from shadowserve_testbed.kind.cluster import KindCluster
-from shadowserve_testbed.kind.configuration import cluster_config, container, network_config, podman_config
-from shadowserve_testbed.layout import CARD_TAINT, make_nodes
+from shadowserve_testbed.kind.configuration import (
+    NODE_IMAGE,
+    Made,
+    cluster_config,
+    container,
+    network_config,
+    podman_config,
+)
+from shadowserve_testbed.layout import CARD_TAINT
 from shadowserve_testbed.provider import Shape
+from shadowserve_testbed.providers import PROVIDERS
 
-NODES = make_nodes(2, 2)
+MADE = Made(2, 2, "image", bare=True)
+NODES = MADE.nodes
 
 
 def _registrations(config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -27,13 +36,13 @@ def test_containers_have_the_names_that_kind_gives_them() -> None:
 
 
 def test_nodes_have_our_names_and_only_cards_keep_others_away() -> None:
-    registered = _registrations(cluster_config(NODES, "image", Path("/home")))
+    registered = _registrations(cluster_config(MADE, Path("/home")))
     assert [each["name"] for each in registered] == [node.name for node in NODES]
     assert [[taint["key"] for taint in each["taints"]] for each in registered] == [[], [], [CARD_TAINT], [CARD_TAINT]]
 
 
 def test_cards_are_labelled_with_their_hosts_and_every_node_sees_the_home() -> None:
-    config = cluster_config(NODES, "image", Path("/home"))
+    config = cluster_config(MADE, Path("/home"))
     assert [node["labels"] for node in config["nodes"]] == [node.labels for node in NODES]
     for node in config["nodes"]:
         assert node["extraMounts"] == [{"hostPath": "/home", "containerPath": "/home", "readOnly": True}]
@@ -59,5 +68,27 @@ def test_nothing_runs_where_it_was_never_started(tmp_path: Path) -> None:
 
 
 def test_links_that_kind_cannot_limit_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TestbedError, match="use the native provider"):
+    with pytest.raises(TestbedError, match=r"--link: .* podman's .* use --provider native"):
         KindCluster(Home(tmp_path, say)).up(Shape(rates={"card-0": "2gbit"}))
+
+
+def test_nodes_are_made_of_the_image_that_is_named() -> None:
+    config = cluster_config(Made(1, 1, "kindest/node:v1", bare=False), Path("/home"))
+    assert {node["image"] for node in config["nodes"]} == {"kindest/node:v1"}
+    assert not config["networking"]["disableDefaultCNI"], "an image that brings a network for pods keeps it"
+    assert cluster_config(MADE, Path("/home"))["networking"]["disableDefaultCNI"]
+
+
+def test_how_it_was_made_is_remembered() -> None:
+    assert Made.parse(MADE.text()) == MADE
+
+
+def test_the_variable_names_the_node_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = Home(tmp_path, say)
+    monkeypatch.delenv("KIND_IMAGE", raising=False)
+    ours = PROVIDERS["kind"](home)
+    monkeypatch.setenv("KIND_IMAGE", "kindest/node:v1")
+    theirs = PROVIDERS["kind"](home)
+    assert isinstance(ours, KindCluster)
+    assert isinstance(theirs, KindCluster)
+    assert (ours.image, theirs.image) == (NODE_IMAGE, "kindest/node:v1")

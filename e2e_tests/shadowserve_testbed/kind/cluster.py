@@ -17,6 +17,7 @@ from shadowserve_testbed.images.oci import architecture_of
 from shadowserve_testbed.kind.configuration import (
     CLUSTER,
     NODE_IMAGE,
+    Made,
     cluster_config,
     container,
     network_config,
@@ -30,23 +31,32 @@ from shadowserve_testbed.native.preflight import plugin_folder
 from shadowserve_testbed.provider import Shape
 from shadowserve_testbed.waiting import wait_for
 
-_PROGRAMS = {"podman": "podman", "debootstrap": "debootstrap", "runc": "runc"}
+_PROGRAMS = {"podman": "podman", "runc": "runc"}
+_BUILDER = "debootstrap"
 _SUPPORT = {"/usr/lib/podman/netavark": "netavark", "/usr/lib/podman/aardvark-dns": "aardvark-dns"}
 _CREATE_SECONDS, _COMMAND_SECONDS, _IMPORT_SECONDS, _READY_SECONDS = 600.0, 120.0, 600.0, 180.0
 _LOADED = "/kind/loaded"
+_UNITS = ("containerd", "kubelet")
+_CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+_ASK_NETWORK = "test -e /kind/manifests/default-cni.yaml && echo brings one || echo brings none"
+"""Images of kind's own have a network for pods, which kind installs; ours has none."""
 _PROCESSES = 4096
 """Of one user. Podman lowers the hard limit of processes for itself, and may not raise it again everywhere."""
 
 
 class KindCluster:
-    """The test bed of one home."""
+    """The test bed of one home. `image` is what its nodes are made of; "": an image of our own, made here."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, image: str = "") -> None:
         self._home, self._folder, self._binaries = home, home.root / "kind", Binaries(home)
+        self.image = image or NODE_IMAGE
 
     def build(self) -> None:
         """Build and fetch what nodes are made of. Raises `TestbedError`, `BuildError`, `ImageError`."""
-        self._archive(self._prepare())
+        plugins = self._prepare()
+        self._binaries.ensure((KIND, KUBECTL))
+        if self._is_ours():
+            self._archive(plugins)
 
     def running(self) -> bool:
         """Whether there is one, well or not."""
@@ -54,10 +64,7 @@ class KindCluster:
 
     def nodes(self) -> Sequence[Node]:
         """Return the nodes of the test bed that runs. Raises `TestbedError`."""
-        found = self._containers()
-        if not found:
-            raise TestbedError("no test bed runs here: shadowserve testbed up --provider kind")
-        return make_nodes(**json.loads((self._folder / "shape.json").read_text()))
+        return self._made().nodes
 
     def kubectl(self) -> Kubectl:
         """Return kubectl for the test bed that runs."""
@@ -66,16 +73,20 @@ class KindCluster:
     def up(self, shape: Shape) -> Kubectl:
         """Return once every node is ready; starts what does not run. Raises `TestbedError`, `BuildError`."""
         if shape.rates:
-            raise TestbedError("links of kind's nodes cannot be limited here: use the native provider")
-        nodes = make_nodes(shape.hosts, shape.cards)
+            raise TestbedError(
+                "--link: the links of kind's nodes are podman's and cannot be limited: use --provider native for that"
+            )
+        make_nodes(shape.hosts, shape.cards)  # refuses what cannot be, before anything is made
         plugins = self._prepare()
         if not self._containers():
-            self._create(nodes, shape, self._archive(plugins))
-        elif list(self.nodes()) != list(nodes):
-            raise TestbedError("a test bed of another shape runs: shadowserve testbed down --provider kind")
-        for node in nodes:
+            self._create(shape, plugins)
+        made = self._made()
+        if (made.hosts, made.cards, made.image) != (shape.hosts, shape.cards, self.image):
+            there = f"{made.hosts} hosts and {made.cards} cards of {made.image}"
+            raise TestbedError(f"a test bed with {there} runs: shadowserve testbed down")
+        for node in made.nodes:
             self._podman("start", container(node))
-        self._connect(nodes)
+        self._connect(made)
         return self.kubectl()
 
     def down(self) -> None:
@@ -98,7 +109,29 @@ class KindCluster:
     def restore(self, node: str) -> None:
         """Start the node's container again. Raises `TestbedError`."""
         self._podman("start", container(self._node(node)))
-        self._connect(self.nodes())
+        self._connect(self._made())
+
+    def daemons_logged(self) -> Sequence[str]:
+        """Return what `log` knows. Raises `TestbedError`."""
+        return [f"{unit}-on-{node.name}" for node in self.nodes() for unit in _UNITS] + list(_CONTROL_PLANE)
+
+    def log(self, name: str, lines: int) -> str:
+        """Return the end of a daemon's log: a unit's journal, or what a pod of the control plane wrote."""
+        unit, _, node = name.partition("-on-")
+        if node:
+            journal = ("journalctl", "--no-pager", "--unit", unit, "--lines", str(lines))
+            return self._inside(self._node(node), *journal)
+        files = f"/var/log/pods/kube-system_{name}-*/*/*.log"
+        return self._inside(self.nodes()[0], "sh", "-c", f"tail --quiet --lines {lines} {files}")
+
+    def _is_ours(self) -> bool:
+        return self.image == NODE_IMAGE
+
+    def _made(self) -> Made:
+        """Return what was made. Raises `TestbedError`."""
+        if not self._containers():
+            raise TestbedError("no test bed runs here: shadowserve testbed up --provider kind")
+        return Made.parse((self._folder / "made.json").read_text())
 
     def _archive(self, plugins: Path) -> Path:
         with self._home.locked():
@@ -109,6 +142,8 @@ class KindCluster:
         if os.geteuid() != 0:
             raise TestbedError("kind with podman needs root here")
         missing = {package for program, package in _PROGRAMS.items() if shutil.which(program) is None}
+        if self._is_ours() and shutil.which(_BUILDER) is None:
+            missing.add(_BUILDER)
         missing |= {package for file, package in _SUPPORT.items() if not Path(file).exists()}
         if plugin_folder() is None:
             missing.add("containernetworking-plugins")
@@ -125,20 +160,32 @@ class KindCluster:
         (self._folder / "containers.conf").write_text(podman_config({"nofile": files, "nproc": _PROCESSES}))
         return plugins
 
-    def _create(self, nodes: Sequence[Node], shape: Shape, archive: Path) -> None:
-        self._home.say("kind: making the nodes, about a minute")
-        image = self._podman("pull", "--quiet", f"oci-archive:{archive}", seconds=_CREATE_SECONDS).strip()
-        self._podman("tag", image, NODE_IMAGE)
-        (self._folder / "shape.json").write_text(json.dumps({"hosts": shape.hosts, "cards": shape.cards}))
+    def _create(self, shape: Shape, plugins: Path) -> None:
+        self._home.say(f"kind: making the nodes of {self.image}, about a minute")
+        if self._is_ours():
+            archive = self._archive(plugins)
+            image = self._podman("pull", "--quiet", f"oci-archive:{archive}", seconds=_CREATE_SECONDS).strip()
+            self._podman("tag", image, NODE_IMAGE)
+        asking = ("run", "--rm", "--network", "none", "--entrypoint", "sh", self.image, "-c", _ASK_NETWORK)
+        bare = self._podman(*asking, seconds=_CREATE_SECONDS).strip() == "brings none"
+        made = Made(shape.hosts, shape.cards, self.image, bare)
+        (self._folder / "made.json").write_text(made.text())
         config = self._folder / "cluster.yaml"  # JSON is YAML
-        config.write_text(json.dumps(cluster_config(nodes, NODE_IMAGE, self._home.root)))
+        config.write_text(json.dumps(cluster_config(made, self._home.root)))
         files = ["--config", str(config), "--kubeconfig", str(self._folder / "kubeconfig")]
         self._kind("create", "cluster", "--name", CLUSTER, *files)
 
-    def _connect(self, nodes: Sequence[Node]) -> None:
-        """Join the nodes' pod networks by static routes, and wait until every node is ready."""
+    def _connect(self, made: Made) -> None:
+        """Wait until every node is ready; join the nodes' pod networks where the image brings none."""
+        nodes = made.nodes
         names = {node.name for node in nodes}
         wait_for(lambda: sorted(names - self._pods().keys()), "nodes to be registered", _READY_SECONDS, self._home.say)
+        if made.bare:
+            self._join(nodes)
+        wait_for(lambda: sorted(names - self._ready()), "nodes to be ready", _READY_SECONDS, self._home.say)
+
+    def _join(self, nodes: Sequence[Node]) -> None:
+        """Join the nodes' pod networks by static routes."""
         pods = self._pods()
         for node in nodes:
             address = self._address(node)
@@ -147,7 +194,6 @@ class KindCluster:
             for other in nodes:
                 if other is not node:
                     self._inside(other, "ip", "route", "replace", pods[node.name], "via", address)
-        wait_for(lambda: sorted(names - self._ready()), "nodes to be ready", _READY_SECONDS, self._home.say)
 
     def _pods(self) -> dict[str, str]:
         """Return the network of each node's pods, by node; of those that have one."""

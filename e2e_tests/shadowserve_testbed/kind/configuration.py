@@ -1,15 +1,40 @@
 """What kind, podman and the nodes' network are told. Pure."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shadowserve_testbed.layout import CARD_TAINT, Node
+from shadowserve_testbed.layout import CARD_TAINT, Node, make_nodes
 
 CLUSTER = "shadowserve"
 PODS = "10.245.0.0/16"
 NODE_IMAGE = "testbed.local/kind-node:dev"
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a test bed was made as. `bare`: the image brings no network for pods, so that joining them is ours to do."""
+
+    hosts: int
+    cards: int
+    image: str
+    bare: bool
+
+    @classmethod
+    def parse(cls, text: str) -> "Made":
+        """Return what `text` gave."""
+        return cls(**json.loads(text))
+
+    def text(self) -> str:
+        """Return it as it is remembered."""
+        return json.dumps(asdict(self))
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Its nodes."""
+        return make_nodes(self.hosts, self.cards)
 
 
 def container(node: Node) -> str:
@@ -18,7 +43,7 @@ def container(node: Node) -> str:
     return f"{CLUSTER}-worker{number}" if node.index else f"{CLUSTER}-control-plane"
 
 
-def cluster_config(nodes: Sequence[Node], image: str, home: Path) -> dict[str, Any]:
+def cluster_config(made: Made, home: Path) -> dict[str, Any]:
     """Return kind's configuration. `home` is seen by every node under the same path, for images and volumes."""
     # without CAP_SYS_RESOURCE no process may be made less likely to be killed
     kubelet = {"kind": "KubeletConfiguration", "failCgroupV1": False, "oomScoreAdj": 0}
@@ -26,9 +51,9 @@ def cluster_config(nodes: Sequence[Node], image: str, home: Path) -> dict[str, A
     return {
         "kind": "Cluster",
         "apiVersion": "kind.x-k8s.io/v1alpha4",
-        "networking": {"disableDefaultCNI": True, "podSubnet": PODS},
+        "networking": {"disableDefaultCNI": made.bare, "podSubnet": PODS},
         "kubeadmConfigPatches": [json.dumps(kubelet), json.dumps(proxy)],
-        "nodes": [_node(node, image, home) for node in nodes],
+        "nodes": [_node(node, made.image, home) for node in made.nodes],
     }
 
 

@@ -122,6 +122,18 @@ class NativeCluster:
         listed = run(*self._ctr(node), "images", "list", "--quiet").split()
         return sorted(name for name in listed if not name.startswith("sha256:"))
 
+    def daemons_logged(self) -> Sequence[str]:
+        """Return the daemons that wrote a log. Raises `TestbedError`."""
+        known = sorted(path.stem for path in (self.folder / "logs").glob("*.log"))
+        if not known:
+            raise TestbedError("no test bed has run here: shadowserve testbed up")
+        return known
+
+    def log(self, name: str, lines: int) -> str:
+        """Return the end of a daemon's log."""
+        text = self.daemons.log(name).read_text(errors="replace")
+        return "".join(text.splitlines(keepends=True)[-lines:])
+
     def _kubectl(self) -> Kubectl:
         return Kubectl(self._binaries.path(KUBECTL), self._files.kubeconfig("admin"))
 

@@ -54,7 +54,7 @@ soak: ## 1000 requests through two engines and a store that is too small
 demo-local: ## Two vLLM engines, one cache: the second answers a long prompt from what the first computed
 	@$(STACK) python -m shadowserve_lab.demo $(ARGS)
 
-demo: ## A Kubernetes on this machine: B answers from what A computed, restored on a card; then the card's node dies
+demo: ## A Kubernetes on this machine: B answers from what A computed, restored on a card; then its node dies (PROVIDER=)
 	@$(CLUSTER) python -m shadowserve_testbed.demo $(ARGS)
 
 demo-clean: ## Remove the demo's Kubernetes with all that runs on it

@@ -15,6 +15,7 @@ from shadowserve_lab.stack import Environments, Stack, StackOptions
 from shadowserve_testbed import scenario
 from shadowserve_testbed.api_server import ESTABLISHED, ApiServer
 from shadowserve_testbed.binaries import CONTROL_PLANE, Binaries, ModulesUnreachable
+from shadowserve_testbed.choosing import refuse_beside, running_providers
 from shadowserve_testbed.installation import install, overlay_of, remove
 from shadowserve_testbed.native import preflight
 from shadowserve_testbed.provider import Provider, Shape
@@ -62,6 +63,7 @@ def provider() -> Provider:
     if name == "native" and (facts.lacking or shutil.which("go") is None):
         pytest.skip(f"no cluster with nodes here: {'; '.join(facts.lacking) or 'Go is not installed'}")
     found = PROVIDERS[name](home)
+    refuse_beside(name, running_providers(home))
     try:
         found.build()
     except ModulesUnreachable as error:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -14,6 +13,7 @@ from shadowserve_lab.home import Home, default_home
 from shadowserve_testbed.api_server import ApiServer
 from shadowserve_testbed.arm64_cards import use_arm64_cards
 from shadowserve_testbed.binaries import CLUSTER, CONTROL_PLANE, Binaries, BuildError
+from shadowserve_testbed.choosing import refuse_beside, remove_all_beds, running_providers
 from shadowserve_testbed.errors import TestbedError
 from shadowserve_testbed.images.catalogue import Images
 from shadowserve_testbed.images.command import images as list_images
@@ -26,7 +26,7 @@ from shadowserve_testbed.screen import show_status, troubled_pods
 
 
 class ProviderName(StrEnum):
-    """Who makes test beds, as in `PROVIDERS`; looked at in this order."""
+    """Who makes test beds, as in `PROVIDERS`."""
 
     NATIVE = "native"
     KIND = "kind"
@@ -75,8 +75,7 @@ def up(
     rates = dict(word.partition("=")[::2] for word in link)
     with _told():
         home = default_home()
-        if others := [name for name in PROVIDERS if name != provider and PROVIDERS[name](home).running()]:
-            raise TestbedError(f"a test bed runs already, by {others[0]}: shadowserve testbed down")
+        refuse_beside(provider, running_providers(home))
         kubectl = PROVIDERS[provider](home).up(Shape(hosts, cards, rates))
         typer.echo(f"export KUBECONFIG={kubectl.kubeconfig}")
         home.say("every node is ready. Next: shadowserve testbed load, or shadowserve testbed status")
@@ -86,8 +85,8 @@ def up(
 def down() -> None:
     """Remove the test bed: processes, mounts, network, files. Harmless when there is none."""
     with _told():
-        home, cluster = _cluster()
-        cluster.down()
+        home = default_home()
+        remove_all_beds(home)
         home.say("nothing of the test bed is left")
 
 
@@ -142,19 +141,13 @@ def logs(
     """Print the end of a daemon's log. For pods: shadowserve testbed kubectl logs."""
     with _told():
         _, cluster = _cluster()
-        if not isinstance(cluster, NativeCluster):
-            raise TestbedError("daemons of kind's nodes log to their journals: podman exec NODE journalctl")
-        folder = cluster.folder / "logs"
-        known = sorted(path.stem for path in folder.glob("*.log"))
-        if not known:
-            raise TestbedError("no test bed has run here: shadowserve testbed up")
+        known = cluster.daemons_logged()
         if not name:
             typer.echo("\n".join(known))
         elif name not in known:
             raise TestbedError(f"there is no daemon {name}, only {', '.join(known)}")
         else:
-            text = (folder / f"{name}.log").read_text(errors="replace")
-            sys.stdout.writelines(text.splitlines(keepends=True)[-lines:])
+            typer.echo(cluster.log(name, lines), nl=False)
 
 
 @application.command()
@@ -184,5 +177,5 @@ def _told() -> Iterator[None]:
 def _cluster() -> tuple[Home, Provider]:
     """Return the test bed that runs, whoever made it; the native one where none does."""
     home = default_home()
-    made = [PROVIDERS[name](home) for name in ProviderName]
-    return home, next((each for each in made if each.running()), made[0])
+    name = next(iter(running_providers(home)), ProviderName.NATIVE)
+    return home, PROVIDERS[name](home)

@@ -4,6 +4,7 @@ then the card's node dies, and nothing happens but that the host restores.
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from shadowserve_lab.processes import ProcessFailed
 from shadowserve_lab.setup import SetupError
 from shadowserve_testbed import scenario
 from shadowserve_testbed.binaries import BuildError
-from shadowserve_testbed.demo_report import DemoFigures, render
+from shadowserve_testbed.choosing import Choice, chosen, remove_all_beds
+from shadowserve_testbed.demo_report import DemoFigures, render, render_goals
 from shadowserve_testbed.demo_story import REMOVE_SECONDS, DemoStory
 from shadowserve_testbed.errors import TestbedError
 from shadowserve_testbed.images.errors import ImageError
@@ -36,13 +38,15 @@ def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell that runs us in the background has it ignored
         signal.signal(number, _interrupt)
-    provider = PROVIDERS[options.provider](default_home())
+    home = default_home()
     try:
         if options.clean:
-            provider.down()
+            remove_all_beds(home)
             say("nothing of the demo is left")
             return 0
-        return _shown(options, provider)
+        provider, choice = chosen(home, options.provider)
+        say(f"the test bed is made by {choice.name}: {choice.reason}")
+        return _shown(options, provider, choice)
     except KeyboardInterrupt:
         say("interrupted; make demo-clean removes what is left")
         return 130
@@ -55,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
 
 
-def _shown(options: argparse.Namespace, provider: Provider) -> int:
+def _shown(options: argparse.Namespace, provider: Provider, choice: Choice) -> int:
     """Run, print and write the figures; 1 when they are not what the demo is to show."""
     try:
         text = (options.prompt_file or REPOSITORY / "LICENSE").read_text()
@@ -65,8 +69,9 @@ def _shown(options: argparse.Namespace, provider: Provider) -> int:
         say(f"--prompt-file or --json: {error}")
         return 2
     kubectl = provider.up(Shape())
-    figures = _run(options, provider, text)
-    Console().print(render(figures))
+    figures = _run(provider, choice, text)
+    for table in (render(figures), render_goals(figures.goals())):
+        Console().print(table)
     if options.json:
         options.json.write_text(json.dumps(figures.as_json(), indent=2) + "\n")
     exact = options.prompt_file is None and scenario.TIER in EQUAL_ON_DEMO_TEXT
@@ -82,14 +87,15 @@ def _shown(options: argparse.Namespace, provider: Provider) -> int:
     return 1 if wrong else 0
 
 
-def _run(options: argparse.Namespace, provider: Provider, text: str) -> DemoFigures:
-    story = DemoStory(provider, default_home(), options.provider)
+def _run(provider: Provider, choice: Choice, text: str) -> DemoFigures:
+    story = DemoStory(provider, default_home(), choice.name)
     story.install()
     ready = story.apply_and_wait(datetime.now().astimezone())
     with story.talking():
         prompts, cold, remote = story.remote_hit(text)
         lost = story.lose_card(prompts, cold)
     return DemoFigures(
+        provider=choice.name,
         prompt_tokens=len(prompts.whole),
         ready_seconds=ready.seconds,
         engine_seconds=ready.engine_seconds,
@@ -102,7 +108,12 @@ def _run(options: argparse.Namespace, provider: Provider, text: str) -> DemoFigu
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog='make demo ARGS="..."', description=__doc__)
-    parser.add_argument("--provider", choices=sorted(PROVIDERS), default="native", help="what makes the test bed")
+    parser.add_argument(
+        "--provider",
+        choices=sorted(PROVIDERS),
+        default=os.environ.get("PROVIDER", ""),
+        help="what makes the test bed (default: PROVIDER, else kind if Docker runs, else native)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write timeline and figures here as well")
     parser.add_argument("--prompt-file", type=Path, metavar="FILE", help="any text file (default: LICENSE)")
     parser.add_argument("--keep", action="store_true", help="leave cache and engines running, to look further")

@@ -1,11 +1,15 @@
+import re
 from dataclasses import replace
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
-from shadowserve_testbed.demo_report import AfterLoss, DemoFigures, Event, RemoteHit
+from shadowserve_testbed.demo_report import AfterLoss, DemoFigures, Event, RemoteHit, render_goals
 from shadowserve_testbed.waiting import unmet
 
 GOOD = DemoFigures(
+    provider="native",
     prompt_tokens=2400,
     ready_seconds=80.0,
     engine_seconds=70.0,
@@ -55,6 +59,21 @@ def test_the_figures_have_the_names_that_scripts_rely_on() -> None:
         "switch_seconds",
         "failed_requests",
     }
+
+
+def test_goals_are_said_beside_what_was_measured_and_one_that_is_missed_is_no_failure() -> None:
+    slow = replace(GOOD, ready_seconds=85.0, lost=replace(GOOD.lost, switch_seconds=31.0))
+    assert [(goal.most, round(goal.measured, 1), goal.met) for goal in slow.goals()] == [
+        (120.0, 85.0, True),
+        (10.0, 15.0, False),
+        (10.0, 31.0, False),
+        (0, 0, True),
+    ]
+    assert [goal["met"] for goal in slow.as_json()["goals"]] == [True, False, False, True]  # type: ignore[attr-defined]
+    assert slow.disappointment(exact=True) == ""
+    written = StringIO()
+    Console(file=written, width=100).print(render_goals(slow.goals()))
+    assert re.search(r"card's death to the host.*10 s.*31.0 s.*no", written.getvalue())
 
 
 def _with(*conditions: tuple[str, str, str], observed: int = 1) -> dict[str, object]:

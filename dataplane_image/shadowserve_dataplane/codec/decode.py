@@ -1,6 +1,7 @@
 """Frames of an encoded chunk to the bytes that land. One `FrameDecoder` a thread; nothing is allocated per frame."""
 
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -9,7 +10,7 @@ import xxhash
 from shadowserve_dataplane.chunks import KvShape
 from shadowserve_dataplane.codec.bytewise import BytePlanes
 from shadowserve_dataplane.codec.dequantize import dequantizer
-from shadowserve_dataplane.codec.entropy import FrameInflater
+from shadowserve_dataplane.codec.entropy import FrameInflater, declares
 from shadowserve_dataplane.codec.format import (
     MAX_EXACT_ROWS,
     ChunkHeader,
@@ -55,6 +56,26 @@ class FrameDecoder:
             destination[:] = encoded
         else:
             self._inflater.inflate(encoded, destination, place)
+
+    def unpack_run(self, frames: Sequence[FrameEntry], encoded: memoryview, destination: memoryview) -> bool:
+        """Verify CODES frames that follow one another, and unpack all of them at once into `destination`.
+
+        Returns False, and has perhaps written something, when they have to be decoded one by one: one is broken, or is
+        not a zstd frame of the right length.
+        """
+        at = 0
+        for frame in frames:
+            part = encoded[at : at + frame.encoded_bytes]
+            if xxhash.xxh3_64_intdigest(part) != frame.checksum:
+                return False
+            if frame.entropy is Entropy.RAW or not declares(part, frame.raw_bytes):
+                return False
+            at += frame.encoded_bytes
+        try:
+            self._inflater.inflate(encoded, destination, "frames")
+        except ChunkDamaged:
+            return False
+        return True
 
     def kept(self, frame: FrameEntry) -> memoryview:
         """Return where a PARAMETERS or EXACT frame is kept for the frames that it helps to dequantise."""
@@ -102,6 +123,45 @@ class ChunkDecode:
         self._header = header
         self._layout = layout
         self.dequantize_seconds = 0.0
+
+    def whole(self, number: int, available: int, piece_bytes: int) -> int:
+        """Return the end of the frames from `number` on that can be decoded at once; `number` if that one cannot be.
+
+        The first `available` bytes of the chunk are there. It is more than one frame only where codes land as they are,
+        and then they are `piece_bytes` long at most when they have landed.
+        """
+        frames = self._header.frames
+        first = frames[number]
+        if available < first.offset + first.encoded_bytes:
+            return number
+        end = number + 1
+        if first.kind is not FrameKind.CODES or self._layout.kind is not ImageKind.CODES:
+            return end
+        landed = first.raw_bytes
+        for frame in frames[end:]:
+            landed += frame.raw_bytes
+            if landed > piece_bytes or available < frame.offset + frame.encoded_bytes:
+                break
+            end += 1
+        return end
+
+    def decode_run(self, number: int, end: int, encoded: memoryview, destination: memoryview | None) -> None:
+        """Do what `decode` does for all frames from `number` to before `end`, which `whole` returned.
+
+        `encoded` has these frames one after the other, and `destination` what lands of them.
+        """
+        if end - number == 1:
+            self.decode(number, encoded, destination)
+            return
+        assert destination is not None, "only codes are decoded in runs"
+        frames = self._header.frames[number:end]
+        if self._decoder.unpack_run(frames, encoded, destination):
+            return
+        begin = landed = 0
+        for position, frame in enumerate(frames, number):  # this names the frame that is broken
+            part, place = encoded[begin : begin + frame.encoded_bytes], destination[landed : landed + frame.raw_bytes]
+            self.decode(position, part, place)
+            begin, landed = begin + len(part), landed + len(place)
 
     def decode(self, number: int, encoded: memoryview, destination: memoryview | None) -> None:
         """Verify frame `number` and write what lands to `destination`.

@@ -19,6 +19,14 @@ def frame_compressor() -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(compression_params=parameters)
 
 
+def declares(encoded: memoryview, size: int) -> bool:
+    """Return whether the first zstd frame of `encoded` says of itself that it holds `size` bytes."""
+    try:
+        return bool(zstandard.frame_content_size(encoded) == size)
+    except zstandard.ZstdError:
+        return False
+
+
 class FrameInflater:
     """Decompresses whole frames into memory that is there already; one a thread."""
 

@@ -5,8 +5,10 @@ with its own small parser (`connector.landed_image`).
 """
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 
 from shadowserve_dataplane.chunks import KvDtype, KvShape
 from shadowserve_dataplane.codec.format import (
@@ -55,6 +57,7 @@ class LandedLayout:
         return cls._of_codes(shape, header.exact_rows)
 
     @classmethod
+    @lru_cache(maxsize=256)
     def _of_codes(cls, shape: KvShape, exact_rows: int) -> "LandedLayout":
         exact_at = _aligned(HEADER_BYTES + parameters_bytes(shape))
         payload_at = _aligned(exact_at + exact_bytes(shape, exact_rows))
@@ -73,6 +76,13 @@ class LandedLayout:
             MAGIC, VERSION, self.kind, _DTYPE_CODES[shape.dtype], shape.planes, shape.tokens, shape.channels,
             self.exact_rows, 0, self.parameters_offset, self.exact_offset, self.payload_offset, self.total_bytes,
         )  # fmt: skip
+
+    def span(self, frames: Sequence[FrameEntry]) -> tuple[int, int] | None:
+        """Return (offset, length) of what frames that follow one another become; None as in `destination`."""
+        first = self.destination(frames[0])
+        if first is None or len(frames) == 1:
+            return first
+        return first[0], sum(frame.raw_bytes for frame in frames)
 
     def destination(self, frame: FrameEntry) -> tuple[int, int] | None:
         """Return (offset, length) of what `frame` becomes in the image; None when it only helps to dequantize."""

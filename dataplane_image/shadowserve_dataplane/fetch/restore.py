@@ -108,14 +108,13 @@ class ChunkRestorer:
             return
         opened = progress.opened
         assert opened is not None
-        frames = opened.header.frames
-        while progress.next_frame < len(frames):
-            frame = frames[progress.next_frame]
-            end = frame.offset + frame.encoded_bytes
-            if available < end:
+        number, frames, piece = progress.next_frame, opened.header.frames, self._placement.piece_bytes
+        while number < len(frames):
+            end = opened.decode.whole(number, available, piece)
+            if end == number:
                 return
-            self._restore(progress, opened, view[frame.offset : end])
-            progress.next_frame += 1
+            self._restore(progress, opened, view, end)
+            number = progress.next_frame = end
 
     def complete(self, index: int) -> None:
         """All bytes came, so all frames are placed."""
@@ -173,9 +172,12 @@ class ChunkRestorer:
         progress.placing = False
         progress.placed_bytes += HEADER_BYTES
 
-    def _restore(self, progress: _Progress, opened: _Open, encoded: memoryview) -> None:
-        ref, stages = progress.request.ref, progress.stages
-        place = opened.layout.destination(opened.header.frames[progress.next_frame])
+    def _restore(self, progress: _Progress, opened: _Open, view: memoryview, end: int) -> None:
+        """Restore the frames before `end`, all of which are whole."""
+        ref, stages, decode, number = progress.request.ref, progress.stages, opened.decode, progress.next_frame
+        frames = opened.header.frames[number:end]
+        encoded = view[frames[0].offset : frames[-1].offset + frames[-1].encoded_bytes]
+        place = opened.layout.span(frames)
         start = time.perf_counter()
         destination = None
         if place is not None:
@@ -183,15 +185,15 @@ class ChunkRestorer:
             destination = self._placement.reserve(ref, *place)
             progress.placing = False
         reserved = time.perf_counter()
-        dequantizing = opened.decode.dequantize_seconds
-        opened.decode.decode(progress.next_frame, encoded, destination)
+        dequantizing = decode.dequantize_seconds
+        decode.decode_run(number, end, encoded, destination)
         decoded = time.perf_counter()
         if place is not None:
             progress.placing = True
             self._placement.commit(ref, *place)
             progress.placing = False
             progress.placed_bytes += place[1]
-        dequantizing = opened.decode.dequantize_seconds - dequantizing
+        dequantizing = decode.dequantize_seconds - dequantizing
         stages.decompress += decoded - reserved - dequantizing
         stages.dequantize += dequantizing
         stages.place += time.perf_counter() - decoded + reserved - start

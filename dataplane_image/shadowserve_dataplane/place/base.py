@@ -45,6 +45,11 @@ class Placement(Protocol):
     also raise what `Patience.check` raises, at most `POLL_SECONDS` late.
     """
 
+    @property
+    def piece_bytes(self) -> int:
+        """So many bytes are worth reserving at once: what is longer had better be placed while the rest is restored."""
+        ...
+
     def wait_as_long_as(self, patience: Patience) -> None:
         """From now on wait only that long; without it, as long as the placement itself thinks fit."""
         ...

@@ -63,6 +63,11 @@ class LoopbackPlacement:
         self._received: dict[SlotRef, int] = {}
         self._patience = Patience()
 
+    @property
+    def piece_bytes(self) -> int:
+        """A frame: faults are counted by frames."""
+        return 1
+
     def wait_as_long_as(self, patience: Patience) -> None:
         """Wait that long at the gate."""
         self._patience = patience

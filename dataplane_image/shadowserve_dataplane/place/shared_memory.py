@@ -1,5 +1,7 @@
 """Placement on the same host: the landing buffer is mapped, so decoding into `reserve`d memory places it."""
 
+import sys
+
 from shadowserve_dataplane.errors import Cancelled, NetworkError
 from shadowserve_dataplane.landing import LandingBuffer, SlotRef
 from shadowserve_dataplane.place.base import Patience
@@ -22,6 +24,11 @@ class SharedMemoryPlacement:
     def __init__(self, landing: LandingBuffer) -> None:
         self._landing = landing
         self._writing: SlotRef | None = None
+
+    @property
+    def piece_bytes(self) -> int:
+        """All that there is: it is placed by being written."""
+        return sys.maxsize
 
     def wait_as_long_as(self, patience: Patience) -> None:
         """Do nothing: memory takes bytes at once."""

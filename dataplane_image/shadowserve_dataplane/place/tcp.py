@@ -63,6 +63,11 @@ class TcpPlacement:
         self._patience = Patience()
         self._stalled_until = Deadline(-math.inf)
 
+    @property
+    def piece_bytes(self) -> int:
+        """About a frame: the receiver has its bytes while the next one is restored."""
+        return _FIRST_BUFFER_BYTES
+
     def wait_as_long_as(self, patience: Patience) -> None:
         """Wait that long for a receiver that takes nothing, and never longer than the target's `send_timeout`."""
         self._patience = patience

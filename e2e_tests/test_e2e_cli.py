@@ -84,10 +84,14 @@ def test_from_install_to_a_pod_on_its_way(installed: ApiServer, tmp_path: Path) 
         assert [each["name"] for each in found["pools"]] == ["chat"]
         (pod,) = found["pods"]
         assert (pod["name"], pod["place"], pod["why"]) == ("injected", "host", "no data plane serves on card-0")
-        assert {"pfc default/kv StoreReady", "pod default/own"} <= {each["about"] for each in found["troubles"]}
+        wait(log, "left out told", lambda: condition(api, "pfc/kv", "PodsInjected") == "PodsWithoutSidecar")
+        troubles = {each["about"]: each["problem"] for each in told(api, "status")["troubles"]}
+        assert {"pfc default/kv StoreReady", "pod default/own"} <= set(troubles)
+        assert "run without the sidecar: own" in troubles["pfc default/kv PodsInjected"]
 
         assert "no data plane serves on card-0" in run(api, "explain", "injected")
         assert "no: the webhook did not answer" in run(api, "explain", "own")
+        assert "PodsInjected: these pods ask for it by a label" in " ".join(run(api, "explain", "own").split())
         events = get(api, "events", "--field-selector=reason=WithoutSidecar")
         assert events is not None
         assert [each["involvedObject"]["name"] for each in events["items"]] == ["own"]
@@ -103,9 +107,11 @@ def test_from_install_to_a_pod_on_its_way(installed: ApiServer, tmp_path: Path) 
         before = get(api, "pods", "-n", "default")
         assert before is not None
         assert {each["metadata"]["name"] for each in before["items"]} == {"own", "injected"}, "dry runs leave nothing"
+        api.kubectl("delete", "pod", "own", "--force")
+        wait(log, "forgotten", lambda: condition(api, "pfc/kv", "PodsInjected") == "Succeeded")
         api.kubectl("delete", "sspool", "chat", "--timeout=20s")
         api.kubectl("delete", "pfc", "kv", "--timeout=20s")
-    api.kubectl("delete", "pod", "own", "injected", "--force")
+    api.kubectl("delete", "pod", "injected", "--force")
     api.kubectl("delete", "node", "host-0", "card-0")
 
 

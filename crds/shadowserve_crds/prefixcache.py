@@ -378,7 +378,7 @@ class PrefixCacheStatus(StatusSection):
     observed_generation: int = 0
     """The generation of the spec that this status is about."""
     conditions: Annotated[list[Condition], Field(json_schema_extra=LIST_MAP_BY_TYPE)] = []
-    """StoreReady, DataPlaneReady, PairingResolved, CertificatesReady, RoundTripVerified, Ready."""
+    """StoreReady, DataPlaneReady, PairingResolved, CertificatesReady, RoundTripVerified, PodsInjected, Ready."""
     store: StoreStatus = StoreStatus()
     """The store."""
     data_planes: DataPlanesStatus = DataPlanesStatus()
@@ -405,6 +405,11 @@ class PrefixCacheCondition(StrEnum):
 
     Reasons: Succeeded, Pending, Error (it failed: the message says where), Unreachable (a data plane cannot be asked),
     NoDataPlane (none runs now). Only Error makes `Ready` false.
+    """
+    PODS_INJECTED = "PodsInjected"
+    """Every pod that asks for the cache by a label has the sidecar (reasons: Succeeded, PodsWithoutSidecar).
+
+    Not part of `Ready`: the cache serves all the same.
     """
 
 

@@ -11,6 +11,7 @@ from shadowserve_crds.dpubinding import DPUBindingCondition
 from shadowserve_crds.inferencepool import InferencePool
 from shadowserve_crds.prefixcache import PlaceName, PrefixCache
 from shadowserve_operator.desired.assignment import Assignment, assign, place_of
+from shadowserve_operator.desired.left_out import why_left_out
 from shadowserve_operator.desired.pairing import resolve
 from shadowserve_operator.leader import Turn, decide
 from shadowserve_operator.observe import data_planes, engines
@@ -235,10 +236,6 @@ def _mispaired(picture: Picture, told: Sequence[Trouble]) -> Iterable[Trouble]:
 def _left_out(picture: Picture) -> Iterable[Trouble]:
     """Yield the pods that ask for a cache by a label and run without the sidecar."""
     for pod in picture.pods:
-        metadata = pod["metadata"]
-        labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
-        asks = names.CACHE_LABEL in labels and labels.get(names.MANAGED_BY_LABEL) != names.MANAGED_BY
-        if asks and names.INJECTED_ANNOTATION not in annotations:
-            problem = annotations.get(names.SKIPPED_ANNOTATION, "runs without the sidecar that it asks for by a label")
-            namespace, name = metadata["namespace"], metadata["name"]
+        if problem := why_left_out(pod):
+            namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
             yield Trouble(f"pod {namespace}/{name}", problem, f"shadowserve explain {name} -n {namespace}")

@@ -19,6 +19,7 @@ from shadowserve_operator.desired.assignment import Assignment, assign
 from shadowserve_operator.desired.certificates import Certificate, expired
 from shadowserve_operator.desired.config import admin_secret_name, config_map, secret_name
 from shadowserve_operator.desired.dataplane import dataplane_objects
+from shadowserve_operator.desired.left_out import left_out
 from shadowserve_operator.desired.pairing import Pairing, binding_manifests, resolve
 from shadowserve_operator.desired.round_trip import Plane, change_of, host_planes
 from shadowserve_operator.desired.secrets import SecretValues, secret_manifests
@@ -188,6 +189,7 @@ def _facts(
         planes=snapshot.planes or {},
         assignments=assignments,
         pools=snapshot.pools,
+        left_out=left_out(snapshot.pods),
         missing_secrets=desired.missing_secrets,
         expired=desired.expired,
         certificates=desired.certificates,

@@ -22,6 +22,7 @@ from shadowserve_operator.desired.certificates import Certificate
 from shadowserve_operator.desired.config import sidecar_config, store_service_name
 from shadowserve_operator.desired.external_store import EndpointSeen, external_condition
 from shadowserve_operator.desired.issued import Issued, issued_condition
+from shadowserve_operator.desired.left_out import LeftOut, injected_condition
 from shadowserve_operator.desired.pairing import Pairing
 from shadowserve_operator.desired.round_trip import Answer, round_trip_condition
 from shadowserve_operator.desired.sharding import ShardPlan, StoreSeen
@@ -43,6 +44,7 @@ class Facts:
     planes: Mapping[str, DataPlane]
     assignments: tuple[Assignment, ...] = ()
     pools: int = 0
+    left_out: tuple[LeftOut, ...] = ()
     missing_secrets: tuple[str, ...] = ()
     endpoints: tuple[EndpointSeen, ...] = ()
     expired: tuple[str, ...] = ()
@@ -64,7 +66,8 @@ def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheS
     trip = round_trip_condition(cache, facts.round_trips)
     doubted = [trip] if trip.status is ConditionStatus.FALSE else []  # Ready does not wait for an answer
     ready = summary([*counted, *doubted], "engines can store and fetch")
-    conditions = merged(cache.status.conditions, [*counted, trip, ready], cache.metadata.generation, now)
+    told = [*counted, trip, injected_condition(facts.left_out), ready]
+    conditions = merged(cache.status.conditions, told, cache.metadata.generation, now)
     on_dpu = sum(bool(each.endpoint) for each in facts.assignments)
     lost = {each.pod.node for each in facts.assignments if not each.endpoint and facts.pairing.cards_of(each.pod.node)}
     return PrefixCacheStatus(

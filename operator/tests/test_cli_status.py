@@ -74,7 +74,7 @@ def test_every_false_condition_comes_with_what_to_do() -> None:
         ({"lease": None}, "nobody holds its Lease"),
         ({"lease": lease(age=600)}, "has not renewed it for 600 s"),
         ({"invalid": ("PrefixCache kv: spec.codec.tier: wrong",)}, "spec.codec.tier"),
-        ({"pods": (pod("a", injected=False),)}, "runs without the sidecar that it asks for"),
+        ({"pods": (pod("a", injected=False),)}, "the admission webhook did not see it when it was made"),
     ],
 )
 def test_what_is_wrong_around_the_resources(changes: dict[str, Any], problem: str) -> None:

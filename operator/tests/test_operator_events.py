@@ -1,13 +1,14 @@
-"""Events about pods that run without the sidecar that they ask for."""
+"""What is told of pods that run without the sidecar that they ask for: an Event of each, a condition of the cache."""
 
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from cli_pictures import pod
 from fakes import FakeCluster
+from test_operator_prefixcache import a_cluster, become_ready, conditions, message, until_quiet
 
 from shadowserve_crds import names
-from shadowserve_operator.kinds import Json
+from shadowserve_operator.kinds import POD, Json, Ref
 from shadowserve_operator.telling import tell_skipped
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -47,3 +48,25 @@ async def test_of_other_pods_there_is_nothing_to_tell(body: Json) -> None:
     cluster = FakeCluster("default")
     assert not await tell_skipped(cluster, body, NOW)
     assert cluster.events == []
+
+
+async def test_the_cache_names_them_until_they_are_gone_and_is_ready_all_the_same() -> None:
+    cluster = a_cluster()
+    await until_quiet(cluster)
+    become_ready(cluster)
+    for number in range(7):
+        body = left_out("it runs a shell" if number else "")
+        body["metadata"]["name"] = f"pod-{number}"
+        cluster.put(body)
+    cluster.put(_ended())
+    await until_quiet(cluster)
+    assert conditions(cluster)["PodsInjected"] == ("False", "PodsWithoutSidecar")
+    assert message(cluster, "PodsInjected") == (
+        "these pods ask for it by a label and run without the sidecar: pod-0, pod-1, pod-2, pod-3, pod-4 and 2 more. "
+        "Pod pod-0: the admission webhook did not see it when it was made; delete it, so that it is made anew"
+    )
+    assert conditions(cluster)["Ready"] == ("True", "Succeeded")
+    for number in range(7):
+        cluster.remove(Ref(POD, "default", f"pod-{number}"))
+    await until_quiet(cluster)
+    assert conditions(cluster)["PodsInjected"] == ("True", "Succeeded")

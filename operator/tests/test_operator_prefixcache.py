@@ -96,7 +96,7 @@ async def until_quiet(cluster: FakeCluster, now: datetime = NOW, network: FakeNe
 
 
 def server(number: int = 0, restarts: int = 0) -> Json:
-    labels = {names.CACHE_LABEL: "kv", names.COMPONENT_LABEL: "store"}
+    labels = {names.CACHE_LABEL: "kv", names.COMPONENT_LABEL: "store", names.MANAGED_BY_LABEL: names.MANAGED_BY}
     metadata = {"name": f"kv-store-{number}", "namespace": "default", "labels": labels}
     status = {"podIP": f"10.2.0.{number}", "containerStatuses": [{"restartCount": restarts}]}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {}, "status": status}
@@ -143,6 +143,7 @@ async def test_a_cache_becomes_ready_and_then_nothing_is_written() -> None:
         "PairingResolved": ("True", "Succeeded"),
         "CertificatesReady": ("True", "Succeeded"),
         "RoundTripVerified": ("True", "Succeeded"),
+        "PodsInjected": ("True", "Succeeded"),
         "Ready": ("True", "Succeeded"),
     }
     before = len(cluster.writes)

@@ -6,6 +6,7 @@ from shadowserve_crds import names
 from shadowserve_crds.base import Resource
 from shadowserve_crds.conditions import Condition, ConditionStatus
 from shadowserve_operator.desired.labels import digest
+from shadowserve_operator.desired.left_out import why_left_out
 from shadowserve_operator.kinds import Json
 
 _TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
@@ -31,15 +32,12 @@ def skipped_event(pod: Json, now: datetime) -> Json | None:
 
     It has the same name every time, so that it is recorded once.
     """
-    metadata, phase = pod["metadata"], pod.get("status", {}).get("phase", "Pending")
-    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
-    asks = names.CACHE_LABEL in labels and labels.get(names.MANAGED_BY_LABEL) != names.MANAGED_BY
-    gone = metadata.get("deletionTimestamp") or phase not in ("Pending", "Running")
-    if not asks or gone or names.INJECTED_ANNOTATION in annotations:
+    reason = why_left_out(pod)
+    if not reason:
         return None
+    metadata = pod["metadata"]
     about = {"apiVersion": "v1", "kind": "Pod"} | {key: metadata[key] for key in ("name", "namespace", "uid")}
-    unseen = "the admission webhook did not see it when it was made; delete it, so that it is made anew"
-    message = f"runs without the sidecar: {annotations.get(names.SKIPPED_ANNOTATION, unseen)}"
+    message = f"runs without the sidecar: {reason}"
     name = f"{metadata['name'][:200]}.{digest([about, message])}"
     return _event(name, about, ("Warning", "WithoutSidecar", message), now)
 

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from shadowserve_crds.base import Column, Resource, Rule, Section, StatusSection, immutable, rule
 from shadowserve_crds.conditions import LIST_MAP_BY_TYPE, Condition
@@ -211,15 +211,29 @@ class StoreSpec(Section):
     """The external store."""
 
 
+_NO_TRANSFORM_YET = "codec.transform: Head and Layers are not built yet: write Auto or None"
+
+
 class CodecSpec(Section):
     """How chunks are encoded."""
 
     tier: CodecTier = CodecTier.BALANCED
     """`Lossless`, `High` (d=.2), `Balanced` (d=.35), `Compact` (d=.5). Affects new chunks; readers take every tier."""
-    transform: Transform = Transform.AUTO
-    """How much is spent on making the bytes fewer; `Auto` chooses by the link and by where decoding runs."""
+    transform: Annotated[Transform, rule("self in ['Auto', 'None']", _NO_TRANSFORM_YET)] = Transform.AUTO
+    """What is spent on making the bytes fewer. `Auto` falls back to `None` while a model has no profile.
+
+    No profile can be made yet: both are the same today, and `Head` and `Layers` are refused.
+    """
     chunk_tokens: Annotated[int, Field(ge=64, le=4096), immutable("codec.chunkTokens")] = 256
     """Tokens in a chunk, a multiple of the engine's block size. Fixed at creation."""
+
+    @field_validator("transform")
+    @classmethod
+    def _is_built(cls, transform: Transform) -> Transform:
+        """Refuse what would do nothing, also in a resource that is older than the API server's rule."""
+        if transform not in (Transform.AUTO, Transform.NONE):
+            raise ValueError(_NO_TRANSFORM_YET)
+        return transform
 
 
 class Hugepages(Section):

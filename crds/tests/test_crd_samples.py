@@ -66,6 +66,12 @@ def test_what_cannot_be_worked_with_is_named_with_its_field() -> None:
     assert "spec.codec.tier" in str(refused.value)
 
 
+@pytest.mark.parametrize("transform", ["Head", "Layers"])
+def test_a_transform_that_would_do_nothing_is_refused_also_without_an_api_server(transform: str) -> None:
+    with pytest.raises(InvalidResource, match=r"spec\.codec\.transform: .* are not built yet: write Auto or None"):
+        PrefixCache.parse({"metadata": {"name": "c"}, "spec": {"codec": {"transform": transform}}})
+
+
 def test_what_a_newer_operator_wrote_into_the_status_is_ignored() -> None:
     cache = PrefixCache.parse({"metadata": {"name": "c"}, "status": {"observedGeneration": 2, "novelty": 1}})
     assert cache.status.observed_generation == 2

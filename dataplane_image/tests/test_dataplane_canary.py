@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
 from real_store import Certificate, RedisCluster, RedisServer, wait_until
 from sidecar_chunks import SHAPE as CHUNK_SHAPE
 from sidecar_client import Client
@@ -21,6 +22,7 @@ from shadowserve_dataplane.fetch.verdicts import Verdicts
 from shadowserve_dataplane.landing import SlotRef
 from shadowserve_dataplane.place.base import Placement, PlacementTarget
 from shadowserve_dataplane.place.loopback import Fault, FaultPlan, LoopbackTarget
+from shadowserve_dataplane.service.metrics import DataPlaneMetrics
 from shadowserve_dataplane.store.discovery import topology_source
 from shadowserve_dataplane.store.settings import StoreSettings
 from shadowserve_dataplane.store.topology import SLOTS, Address, SlotMap
@@ -144,6 +146,16 @@ def test_a_named_change_makes_one_round_trip_and_no_more() -> None:
     time[0] = 2.0
     assert verdicts.after("two").change == "two"
     assert len(trips) == 2
+
+
+def test_a_round_trip_is_a_metric_only_once_one_was_made() -> None:
+    registry = CollectorRegistry()
+    metrics = DataPlaneMetrics(registry)
+    name = "shadowserve_round_trip_verified"
+    assert registry.get_sample_value(name) is None, "0 would be an alert about nothing"
+    for verified in (False, True, False):
+        metrics.round_trip(verified)
+        assert registry.get_sample_value(name) == verified
 
 
 def ask(server: str, change: str) -> dict[str, object]:

@@ -101,6 +101,7 @@ async def test_what_cannot_end_in_time_is_cancelled_and_the_exit_is_clean(
 
 
 def test_the_metrics_are_those_that_are_promised_and_few(plane: DataPlaneProcess) -> None:
+    urllib.request.urlopen(f"{plane.metrics_url}/round-trip?change=now", timeout=SECONDS).close()
     found = metrics_of(plane)
     stages = ("receive", "decompress", "dequantize", "place")
     assert set(found) == {

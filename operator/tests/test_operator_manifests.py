@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from shadowserve_crds import names
 from shadowserve_dataplane.landing import SlotState
 from shadowserve_dataplane.service.metrics import DataPlaneMetrics
-from shadowserve_dataplane.sidecar.metrics import SidecarMetrics
+from shadowserve_dataplane.sidecar.metrics import LookupResult, SidecarMetrics
 from shadowserve_operator.desired.labels import labels_of
 from shadowserve_operator.install import install_text
 from shadowserve_operator.metrics import InjectionMetrics, OperatorMetrics
@@ -63,7 +64,7 @@ def test_our_own_pods_run_twice_and_keep_the_restricted_standard(name: str) -> N
 
 def emitted() -> set[str]:
     pipeline = CollectorRegistry()
-    DataPlaneMetrics(pipeline)
+    DataPlaneMetrics(pipeline).round_trip(True)
     sidecar = SidecarMetrics(lambda: dict.fromkeys(SlotState, 0))
     registries = [pipeline, sidecar.registry, OperatorMetrics().registry, InjectionMetrics().registry]
     families = [family for registry in registries for family in registry.collect()]
@@ -82,6 +83,37 @@ def test_alerts_and_dashboard_ask_for_metrics_that_are_emitted(file: str) -> Non
     named = set(re.findall(r"\bshadowserve_\w+", " ".join(asked)))
     assert named
     assert named <= emitted()
+
+
+_OF_THE_TARGET = {"namespace", "pod", "container", "endpoint", "instance", "job"}
+"""Labels that Prometheus writes over those of a metric, unless the monitor honours the metric's."""
+
+
+def _told_by_the_operator() -> CollectorRegistry:
+    metrics = OperatorMetrics()
+    metrics.reconciled("PrefixCache", "settled", 0.1, 1)
+    metrics.say("PrefixCache", "llm", "kv", {"Ready": "True"})
+    metrics.expires("llm", "kv", datetime(2030, 1, 1, tzinfo=UTC))
+    return metrics.registry
+
+
+def _told_by_data_planes_and_sidecars() -> CollectorRegistry:
+    metrics = SidecarMetrics(lambda: dict.fromkeys(SlotState, 0))
+    DataPlaneMetrics(metrics.registry).round_trip(True)
+    metrics.looked_up(LookupResult.HIT, 0.1)
+    return metrics.registry
+
+
+@pytest.mark.parametrize(
+    ("monitor", "told"),
+    [("shadowserve-operator", _told_by_the_operator()), ("shadowserve", _told_by_data_planes_and_sidecars())],
+    ids=["operator", "pods of caches"],
+)
+def test_labels_of_our_metrics_are_kept_by_prometheus(monitor: str, told: CollectorRegistry) -> None:
+    monitors = yaml.safe_load_all((MANIFESTS / "components/monitoring/monitors.yaml").read_text())
+    (endpoint,) = next(each for each in monitors if each["metadata"]["name"] == monitor)["spec"]["podMetricsEndpoints"]
+    labels = {label for family in told.collect() for sample in family.samples for label in sample.labels}
+    assert endpoint.get("honorLabels", False) == bool(labels & _OF_THE_TARGET)
 
 
 def test_the_certificate_secrets_are_the_only_ones_of_the_own_namespace_that_the_operator_may_read() -> None:

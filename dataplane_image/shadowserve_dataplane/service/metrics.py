@@ -13,6 +13,7 @@ class DataPlaneMetrics:
     """A `PipelineObserver` that counts."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
         self._stage_seconds = Summary(
             "shadowserve_stage_seconds",
             "Time that a landed chunk spent in each stage.",
@@ -24,16 +25,19 @@ class DataPlaneMetrics:
         self.store_connections = Gauge(
             "shadowserve_store_connections", "Connections to the store that are open.", registry=registry
         )
-        self._round_trip = Gauge(
-            "shadowserve_round_trip_verified", "Whether the last canary came back (1), or not (0).", registry=registry
-        )
+        self._round_trip: Gauge | None = None
         for stage in _STAGES:
             self._stage_seconds.labels(stage)
         for outcome in ChunkOutcome:
             self._chunks.labels(outcome.value)
 
     def round_trip(self, verified: bool) -> None:
-        """A canary was made."""
+        """A canary was made. Before the first nothing is told: 0 would be an alert."""
+        if self._round_trip is None:
+            help_text = "Whether the last canary came back (1), or not (0)."
+            self._round_trip = Gauge("shadowserve_round_trip_verified", help_text, registry=None)
+            self._round_trip.set(verified)
+            self._registry.register(self._round_trip)
         self._round_trip.set(verified)
 
     def chunk_began(self) -> None:

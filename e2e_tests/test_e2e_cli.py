@@ -1,6 +1,7 @@
 """`shadowserve status`, `explain` and `doctor` on a real API server, about objects that the real operator made."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -79,6 +80,10 @@ def test_from_install_to_a_pod_on_its_way(installed: ApiServer, tmp_path: Path) 
     with operator_running(api, log, _SYSTEM):
         wait(log, "pod told", lambda: _told(api, "injected") == "")
         wait(log, "both told", lambda: condition(api, "pfc/kv", "Ready") and condition(api, "sspool/chat", "Ready"))
+        shown = {"NAME": "kv", "READY": "False", "STORE": "0/1", "PLANES": "0/0", "TIER": "Balanced"}
+        assert _columns(api, "pfc", "kv") == shown
+        shown = {"NAME": "chat", "READY": "0/0", "MODEL": "m", "CACHE": "kv", "PLANES": ""}
+        assert _columns(api, "sspool", "chat") == shown
         found = told(api, "status")
         assert [each["name"] for each in found["caches"]] == ["kv"]
         assert [each["name"] for each in found["pools"]] == ["chat"]
@@ -136,6 +141,15 @@ def test_whoever_may_read_little_is_told_what_was_not_looked_at(installed: ApiSe
     found = json.loads(_run_as(limited, "status", "-n", "default", "-o", "json"))
     assert "nodes: you have no right to list them" in found["unreadable"]
     assert found["operator"].startswith("unknown")
+
+
+def _columns(api: ApiServer, kind: str, name: str) -> dict[str, str]:
+    """Return what `kubectl get` shows of a resource, without its age."""
+    head, line = api.kubectl("get", kind, name).rstrip().splitlines()
+    begins = [match.span() for match in re.finditer(r"\S+\s*", head)]
+    shown = {head[start:end].strip(): line[start:end].strip() for start, end in begins}
+    shown.pop("AGE")
+    return shown
 
 
 def _told(api: ApiServer, pod: str) -> str | None:

@@ -174,6 +174,8 @@ class PodsByPlace(StatusSection):
     """In the sidecar."""
     none: int = 0
     """Nowhere: they compute."""
+    shown: str = ""
+    """Those that there are, in words, for `kubectl get`."""
 
 
 class InferencePoolStatus(StatusSection):
@@ -185,6 +187,8 @@ class InferencePoolStatus(StatusSection):
     """Engine pods there are."""
     ready_replicas: int = 0
     """Engine pods that serve."""
+    shown: str = ""
+    """Those that serve of those that are wanted, for `kubectl get`."""
     selector: str = ""
     """Label selector of the engine pods, for autoscalers."""
     cache_generation: str = ""
@@ -221,12 +225,10 @@ class InferencePool(Resource):
         "labelSelectorPath": ".status.selector",
     }
     columns: ClassVar = (
-        Column("Ready", ".status.readyReplicas", "integer"),
-        Column("Desired", ".spec.replicas", "integer"),
+        Column("Ready", ".status.shown"),
         Column("Model", ".spec.model.name"),
         Column("Cache", ".spec.cacheRef.name"),
-        Column("DPU", ".status.dataPlanes.dpu", "integer"),
-        Column("Host", ".status.dataPlanes.host", "integer"),
+        Column("Planes", ".status.dataPlanes.shown"),
         Column("Reason", ".status.conditions[?(@.type=='Ready')].message", priority=1),
         Column("Age", ".metadata.creationTimestamp", "date"),
     )

@@ -369,6 +369,8 @@ class StoreStatus(StatusSection):
     """Shards wanted."""
     ready_shards: int = 0
     """Shards that answer."""
+    shown: str = ""
+    """`readyShards/shards`, for `kubectl get`."""
     endpoint: str = ""
     """Where it is."""
 
@@ -380,6 +382,8 @@ class DataPlanesStatus(StatusSection):
     """Pods wanted on cards."""
     ready: int = 0
     """Pods on cards that serve."""
+    shown: str = ""
+    """`ready/desired`, for `kubectl get`."""
     on_dpu: Annotated[int, Field(alias="onDPU")] = 0
     """Engine pods whose data plane is on a card."""
     on_host: int = 0
@@ -435,9 +439,8 @@ class PrefixCache(Resource):
     short_names: ClassVar = ("pfc",)
     columns: ClassVar = (
         Column("Ready", ".status.conditions[?(@.type=='Ready')].status"),
-        Column("Store", ".status.store.readyShards", "integer"),
-        Column("Shards", ".status.store.shards", "integer"),
-        Column("Planes", ".status.dataPlanes.ready", "integer"),
+        Column("Store", ".status.store.shown"),
+        Column("Planes", ".status.dataPlanes.shown"),
         Column("Tier", ".spec.codec.tier"),
         Column("Reason", ".status.conditions[?(@.type=='Ready')].message", priority=1),
         Column("Age", ".metadata.creationTimestamp", "date"),

@@ -37,6 +37,7 @@ def next_pool_status(
         observed_generation=pool.metadata.generation,
         replicas=_number(snapshot, "replicas"),
         ready_replicas=_number(snapshot, "readyReplicas"),
+        shown=f"{_number(snapshot, 'readyReplicas')}/{pool.spec.replicas}",
         selector=selector,
         cache_generation=cache_generation(pool, snapshot.cache),
         data_planes=_by_place(snapshot),
@@ -103,7 +104,9 @@ def _by_place(snapshot: PoolSnapshot) -> PodsByPlace:
     order = snapshot.cache.spec.placement.order if snapshot.cache else ()
     places = [place_of(pod.told, order) for pod in snapshot.pods if pod.injected]
     on_card, on_host = places.count(PlaceName.DPU), places.count(PlaceName.HOST)
-    return PodsByPlace(dpu=on_card, host=on_host, none=len(snapshot.pods) - on_card - on_host)
+    nowhere = len(snapshot.pods) - on_card - on_host
+    parts = [f"{count} {name}" for count, name in ((on_card, "DPU"), (on_host, "host"), (nowhere, "none")) if count]
+    return PodsByPlace(dpu=on_card, host=on_host, none=nowhere, shown=", ".join(parts))
 
 
 def _number(snapshot: PoolSnapshot, field: str) -> int:

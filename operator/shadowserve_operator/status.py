@@ -68,6 +68,8 @@ def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheS
     ready = summary([*counted, *doubted], "engines can store and fetch")
     told = [*counted, trip, injected_condition(facts.left_out), ready]
     conditions = merged(cache.status.conditions, told, cache.metadata.generation, now)
+    wanted = _number(facts.data_plane, "desiredNumberScheduled")
+    serving = sum(plane.ready_since is not None for plane in facts.planes.values())
     on_dpu = sum(bool(each.endpoint) for each in facts.assignments)
     lost = {each.pod.node for each in facts.assignments if not each.endpoint and facts.pairing.cards_of(each.pod.node)}
     return PrefixCacheStatus(
@@ -75,8 +77,9 @@ def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheS
         conditions=list(conditions),
         store=_store_status(cache, facts),
         data_planes=DataPlanesStatus(
-            desired=_number(facts.data_plane, "desiredNumberScheduled"),
-            ready=sum(plane.ready_since is not None for plane in facts.planes.values()),
+            desired=wanted,
+            ready=serving,
+            shown=f"{serving}/{wanted}",
             on_dpu=on_dpu,
             on_host=len(facts.assignments) - on_dpu if PlaceName.HOST in cache.spec.placement.order else 0,
         ),
@@ -190,9 +193,11 @@ def _store_status(cache: PrefixCache, facts: Facts) -> StoreStatus:
     endpoint = ",".join(sidecar_config(cache)["store"]["endpoints"])
     if cache.spec.store.type is StoreType.EXTERNAL:
         answers = [each.serves for each in facts.endpoints]
-        return StoreStatus(shards=len(answers), ready_shards=sum(answers), endpoint=endpoint)
-    wanted = managed_store(cache).shards
-    return StoreStatus(shards=wanted, ready_shards=min(wanted, facts.shards.plan.serving), endpoint=endpoint)
+        shards, ready = len(answers), sum(answers)
+    else:
+        shards = managed_store(cache).shards
+        ready = min(shards, facts.shards.plan.serving)
+    return StoreStatus(shards=shards, ready_shards=ready, shown=f"{ready}/{shards}", endpoint=endpoint)
 
 
 def _number(workload: Json | None, field: str) -> int:

@@ -203,7 +203,8 @@ async def test_pods_are_counted_by_where_their_data_plane_is() -> None:
     for body in (pod("a", "10.0.0.1:9464"), pod("b", ""), pod("c"), pod("d", injected=False)):
         cluster.put(body)
     await until_quiet(cluster)
-    assert cluster.objects[POOL]["status"]["dataPlanes"] == {"dpu": 1, "host": 2, "none": 1}
+    shown = "1 DPU, 2 host, 1 none"
+    assert cluster.objects[POOL]["status"]["dataPlanes"] == {"dpu": 1, "host": 2, "none": 1, "shown": shown}
 
 
 async def test_somebody_elses_deployment_is_left_alone_and_told_of() -> None:

@@ -146,6 +146,8 @@ async def test_a_cache_becomes_ready_and_then_nothing_is_written() -> None:
         "PodsInjected": ("True", "Succeeded"),
         "Ready": ("True", "Succeeded"),
     }
+    status = cluster.objects[CACHE]["status"]
+    assert (status["store"]["shown"], status["dataPlanes"]["shown"]) == ("1/1", "1/1")
     before = len(cluster.writes)
     for minute in range(5):
         await reconcile(cluster, NOW + timedelta(minutes=minute))

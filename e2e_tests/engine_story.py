@@ -2,12 +2,13 @@
 
 import itertools
 import json
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from shadowserve_dataplane.chunks import ChunkKey, KvDtype, KvShape
+from shadowserve_dataplane.chunks import CHUNK_TOKENS, ChunkKey, KvDtype, KvShape
 from shadowserve_dataplane.codec.decode import FrameDecoder
 from shadowserve_dataplane.codec.format import Expected, Limits, parse_header
 from shadowserve_dataplane.codec.landed import HEADER_BYTES, LandedLayout
@@ -16,7 +17,6 @@ from shadowserve_lab.engine_client import Answer, Ask, EngineClient
 from shadowserve_lab.processes import wait_until
 from shadowserve_lab.stack import Stack
 
-CHUNK_TOKENS = 256
 ANSWER_TOKENS = 12
 SECONDS = 30.0
 _FRESH_NUMBERS = itertools.count(10_000)
@@ -47,15 +47,9 @@ class Story:
         wait_until(lambda: len(self.keys()) >= before + chunks, SECONDS, f"{chunks} chunks in the store")
         return answer
 
-    def asked(self, prompt: Sequence[int]) -> tuple[Answer, int]:
+    def asked(self, prompt: Sequence[int], extra: Mapping[str, object] | None = None) -> tuple[Answer, int]:
         """Return B's answer, and how many tokens vLLM says it had from outside."""
-        before = self.external_tokens()
-        answer = self.b.complete(Ask(prompt, ANSWER_TOKENS))
-        return answer, round(self.external_tokens() - before)
-
-    def external_tokens(self) -> float:
-        """Return vLLM's own counter."""
-        return self.b.metrics().total("vllm:external_prefix_cache_hits_total")
+        return self.b.counted(Ask(prompt, ANSWER_TOKENS, extra or {}))
 
     def keys(self) -> set[bytes]:
         """Return the keys in the store."""
@@ -66,6 +60,15 @@ class Story:
         labels = {} if result is None else {"result": result}
         return self.stack.sidecars["b"].metrics().total("shadowserve_fetches_total", **labels)
 
+    def events(self, event: str) -> float:
+        """Return how often something happened in B's connector, by the counter in vLLM's metrics."""
+        return self.b.metrics().total("vllm:shadowserve_connector_events_total", event=event)
+
+    def waits_over(self, seconds: float) -> float:
+        """Return how many of B's requests waited longer before vLLM computed; `seconds` bounds one of its buckets."""
+        waits = self.b.metrics().buckets("vllm:request_queue_time_seconds")
+        return waits[math.inf] - waits[seconds] if waits else 0.0
+
     def stored_bytes(self) -> float:
         """Return how many bytes B has put into the store."""
         return self.stack.sidecars["b"].metrics().total("shadowserve_stored_bytes_total")
@@ -75,13 +78,13 @@ class Story:
         client = self.stack.store.client()
         return next(key for key in sorted(keys) if bool(client.get(key)[10] & 1) is first)
 
-    def works_again(self) -> None:
+    def works_again(self, chunks: int = 2) -> None:
         """Check that a prompt nobody asked before is answered from the store, as ever."""
         fresh = Story(self.stack, next(_FRESH_NUMBERS))
-        prompt = fresh.prompt(2)
+        prompt = fresh.prompt(chunks)
         truth = fresh.computed(prompt)
         answer, external = fresh.asked(prompt)
-        assert external == 2 * CHUNK_TOKENS, f"{external} tokens from outside"
+        assert external == chunks * CHUNK_TOKENS, f"{external} tokens from outside"
         assert answer.tokens == truth.tokens
 
     def restore(self) -> None:

@@ -4,7 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from engine_story import ANSWER_TOKENS, CHUNK_TOKENS, SECONDS, Story
+from engine_story import ANSWER_TOKENS, SECONDS, Story
+from shadowserve_dataplane.chunks import CHUNK_TOKENS
 from shadowserve_lab.engine_client import Ask
 from shadowserve_lab.processes import wait_until
 
@@ -40,10 +41,9 @@ def test_a_local_hit_is_continued_from_outside(story: Story) -> None:
     prompt = story.prompt(3)
     truth = story.computed(prompt)
     story.b.complete(Ask(prompt[: CHUNK_TOKENS + CHUNK_TOKENS // 2 + 1], 1))
-    before = story.external_tokens()
-    answer = story.b.complete(Ask(prompt, ANSWER_TOKENS))
+    answer, external = story.asked(prompt)
     assert answer.tokens == truth.tokens
-    assert 0 < story.external_tokens() - before < 3 * CHUNK_TOKENS
+    assert 0 < external < 3 * CHUNK_TOKENS
 
 
 def test_a_prompt_of_whole_chunks_comes_from_outside(story: Story) -> None:
@@ -72,11 +72,15 @@ def test_long_outputs_are_stored_as_chunks_fill(story: Story) -> None:
     assert continued.tokens == truth.tokens
 
 
-def test_another_cache_salt_shares_nothing_locally_but_answers_the_same(story: Story) -> None:
-    prompt = story.prompt(2)
-    truth = story.computed(prompt)
-    answer = story.b.complete(Ask(prompt, ANSWER_TOKENS, {"cache_salt": "tenant-1"}))
-    assert answer.tokens == truth.tokens
+def test_another_cache_salt_shares_nothing_and_answers_the_same(story: Story) -> None:
+    prompt, salted = story.prompt(2), {"cache_salt": "tenant-1"}
+    truth, before = story.computed(prompt), len(story.keys())
+    answer, external = story.asked(prompt, salted)
+    assert (answer.tokens, external) == (truth.tokens, 0)
+    wait_until(lambda: len(story.keys()) == before + 2, SECONDS, "B's own chunks under the salt")
+    story.b.reset_prefix_cache()
+    again, external = story.asked(prompt, salted)
+    assert (again.tokens, external) == (truth.tokens, 2 * CHUNK_TOKENS), "who brings the same salt shares"
 
 
 def test_requests_at_the_same_time_get_their_own_caches(story: Story) -> None:

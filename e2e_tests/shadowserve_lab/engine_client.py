@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 _TIMEOUT = 300.0
+_EXTERNAL_HITS = "vllm:external_prefix_cache_hits_total"
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -94,6 +95,16 @@ class EngineClient:
         if not arrivals:
             raise ConnectionError("the engine ended its answer before the first token")
         return Answer(arrivals[0], tuple(tokens), text, tuple(logprobs), tuple(arrivals), start)
+
+    def counted(self, ask: Ask) -> tuple[Answer, int]:
+        """Return the answer, and how many tokens the engine took from outside meanwhile: ask it nothing else."""
+        before = self.external_tokens()
+        answer = self.complete(ask)
+        return answer, self.external_tokens() - before
+
+    def external_tokens(self) -> int:
+        """Return how many tokens of prompts came from outside so far, by vLLM's own counter."""
+        return round(self.metrics().total(_EXTERNAL_HITS))
 
     def reset_prefix_cache(self) -> None:
         """Make the engine forget its own cached prefixes (needs VLLM_SERVER_DEV_MODE)."""

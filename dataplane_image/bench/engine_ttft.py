@@ -4,17 +4,18 @@ a fetch costs a stream that is decoding meanwhile. Real engines, real store; `ma
 
 import argparse
 import itertools
-import os
 import random
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
-from results import Goal, Result, Wanted, emit
+from results import Report, at_most
 
+from shadowserve_dataplane.chunks import CHUNK_TOKENS
 from shadowserve_lab.engine_client import Answer, Ask, EngineClient
 from shadowserve_lab.home import say
 from shadowserve_lab.processes import wait_until
@@ -26,9 +27,6 @@ QUESTION_TOKENS = (32, 128)
 STREAM_TOKENS = 160
 SLOW_LINK = 100e6
 """Bits per second of the link while a stream decodes: the fetch then lasts some twenty tokens."""
-TOO_NOISY = 0.4
-"""Distance of the quartiles of the local hits, in medians, above which the machine is too busy to tell."""
-_BENCH = "engine_ttft"
 _STORED_SECONDS = 60.0
 _QUIET_SECONDS = 1.5
 """vLLM's processes poll, each on a whole core, for a second after their last message: wait until engine A rests."""
@@ -67,7 +65,7 @@ def _woken(engine: EngineClient, prompt: list[int]) -> Answer:
 def _stored(stack: Stack, engine: EngineClient, prompt: list[int]) -> Answer:
     before = stack.store.size()
     answer = engine.complete(Ask(prompt, 8))
-    chunks = len(prompt) // 256
+    chunks = len(prompt) // CHUNK_TOKENS
     wait_until(lambda: stack.store.size() >= before + chunks, _STORED_SECONDS, "chunks in the store")
     time.sleep(_QUIET_SECONDS)
     return answer
@@ -99,34 +97,28 @@ def _split_gaps(arrivals: Sequence[float], begin: float, end: float) -> tuple[fl
     return statistics.fmean(within), statistics.fmean(without)
 
 
-def report_rounds(case: str, rounds: Sequence[Round], parameters: Mapping[str, object]) -> None:
+def report_rounds(report: Report, case: str, rounds: Sequence[Round], question: int) -> None:
     """Print what the rounds of one case say."""
-
-    def figure(
-        metric: str, samples: Sequence[float], unit: str, goal: Goal | None = None, rival: str | None = None
-    ) -> None:
-        emit(Result(_BENCH, case, metric, samples, unit, goal, rival, parameters))
-
+    figure = partial(report.figure, f"{case}, question {question}", question_tokens=question)
     figure("cold_ttft", [r.cold for r in rounds], "s")
     figure("local_hit_ttft", [r.local for r in rounds], "s")
     figure("remote_hit_ttft", [r.remote for r in rounds], "s")
-    at_most = Wanted.AT_MOST
-    figure("remote_over_local", [r.remote / r.local for r in rounds], "ratio", Goal(at_most, 1.25), "local prefix hit")
-    figure("remote_over_cold", [r.remote / r.cold for r in rounds], "ratio", Goal(at_most, 0.15), "recompute")
+    over_local, over_cold = [r.remote / r.local for r in rounds], [r.remote / r.cold for r in rounds]
+    figure("remote_over_local", over_local, "ratio", at_most(1.25), rival="local prefix hit")
+    figure("remote_over_cold", over_cold, "ratio", at_most(0.15), rival="recompute")
     figure("answers_equal_to_local_hit", [float(r.equal) for r in rounds], "share")
 
 
-def report_streams(case: str, streams: Sequence[tuple[float, float]], parameters: Mapping[str, object]) -> None:
+def report_streams(report: Report, case: str, streams: Sequence[tuple[float, float]]) -> None:
     """Print what the streams say."""
-    rival = "the same stream without a fetch"
-    emit(Result(_BENCH, case, "stream_tpot_without_fetch", [s[1] for s in streams], "s", None, None, parameters))
+    report.figure(case, "stream_tpot_without_fetch", [without for _, without in streams], "s")
     ratios = [during / without for during, without in streams]
-    goal = Goal(Wanted.AT_MOST, 1.10)
-    emit(Result(_BENCH, case, "stream_tpot_during_fetch", ratios, "ratio", goal, rival, parameters))
+    rival = "the same stream without a fetch"
+    report.figure(case, "stream_tpot_during_fetch", ratios, "ratio", at_most(1.10), rival=rival)
 
 
-def measure_place(place: str, options: argparse.Namespace, words: random.Random) -> bool:
-    """Measure and print everything with the data plane in one place; False when the machine is too busy to tell."""
+def measure_place(report: Report, place: str, options: argparse.Namespace, words: random.Random) -> None:
+    """Measure and print everything with the data plane in one place."""
     vocabulary = [words.randrange(1000, 30_000) for _ in range(400)]
 
     def prompts(number: int, question: int) -> list[list[int]]:
@@ -138,32 +130,19 @@ def measure_place(place: str, options: argparse.Namespace, words: random.Random)
         workers=options.workers,
         data_plane=place == "process",
     )
-    parameters: dict[str, object] = {**vars(options), "prefix_tokens": PREFIX_TOKENS, "cores": os.cpu_count()}
     case = f"{options.tier}, data plane in {'a process' if place == 'process' else 'the sidecar'}"
     with Stack(choice, Environments.from_environment(), say) as stack:
         say("warming up")
         measure_rounds(stack, prompts(1, QUESTION_TOKENS[0]))
         for question in QUESTION_TOKENS:
             say(f"{options.repeats} rounds with a question of {question} tokens")
-            rounds = measure_rounds(stack, prompts(options.repeats, question))
-            if (noise := _noise([r.local for r in rounds])) > TOO_NOISY:
-                say(f"the quartiles of local hits differ by {noise:.0%} of the median: too busy a machine to tell")
-                return False
-            report_rounds(f"{case}, question {question}", rounds, {**parameters, "question_tokens": question})
+            report_rounds(report, case, measure_rounds(stack, prompts(options.repeats, question)), question)
         if place == "process" and options.streams:
             say(f"{options.streams} fetches over a slow link beside a stream; the engines have a core of their own")
             stack.use_store_proxy()
             stack.part_cores()
             streams = [measure_stream(stack, prompt) for prompt in prompts(options.streams, QUESTION_TOKENS[0])]
-            report_streams(case, streams, parameters)
-    return True
-
-
-def _noise(samples: Sequence[float]) -> float:
-    if len(samples) < 2:
-        return 0.0
-    low, middle, high = statistics.quantiles(samples, n=4)
-    return (high - low) / middle
+            report_streams(report, case, streams)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -177,9 +156,10 @@ def main(arguments: Sequence[str]) -> int:
     places = ("sidecar", "process")
     parser.add_argument("--places", nargs="+", choices=places, default=places, help="where the data plane runs")
     options = parser.parse_args(arguments)
-    words = random.Random(1)
-    told = [measure_place(place, options, words) for place in options.places]
-    return 0 if all(told) else 3
+    report, words = Report("engine_ttft", {**vars(options), "prefix_tokens": PREFIX_TOKENS}), random.Random(1)
+    for place in options.places:
+        measure_place(report, place, options, words)
+    return report.exit_code
 
 
 if __name__ == "__main__":

@@ -109,18 +109,23 @@ class Report:
     def figure(
         self, case: str, metric: str, samples: Sequence[float], unit: str, goal: Goal | None = None, **more: object
     ) -> None:
-        """Print a figure, or say why not. `more`: `rival`, what it is compared with, and further parameters."""
+        """Show a figure. `more`: `rival`, what it is compared with, and further parameters."""
         rival = more.pop("rival", None)
         parameters = {**self._parameters, **more}
-        result = Result(
-            self._bench, case, metric, samples, unit, goal, None if rival is None else str(rival), parameters
+        self.show(
+            Result(self._bench, case, metric, samples, unit, goal, None if rival is None else str(rival), parameters)
         )
+
+    def show(self, result: Result) -> bool:
+        """Print a figure, or say why not; returns whether it was printed."""
         if result.noise <= self._noise_bound:
             emit(result)
-            return
+            return True
         self.refused += 1
+        name = f"{result.bench} {result.case} {result.metric}"
         spread = f"its quartiles are {result.noise:.0%} of the median apart, more than {self._noise_bound:.0%}"
-        print(f"not reported: {self._bench} {case} {metric}: {spread}: too busy a machine to tell", file=sys.stderr)
+        print(f"not reported: {name}: {spread}: too busy a machine to tell", file=sys.stderr)
+        return False
 
     @property
     def exit_code(self) -> int:

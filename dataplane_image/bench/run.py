@@ -47,7 +47,7 @@ SCRIPTS = (
     Script("memory"),
     Script("rivals", quick=("--repeats", "4")),
     Script("codec", quick=("--texts", "1")),
-    Script("engine_ttft", "dev", quick=("--repeats", "3", "--streams", "0", "--places", "sidecar")),
+    Script("engine_ttft", "dev", quick=("--repeats", "4", "--streams", "0", "--places", "sidecar")),
     Script("scatter_gpu", quick=("--repeats", "3", "--speeds", "40"), on_gpu=True),
 )
 

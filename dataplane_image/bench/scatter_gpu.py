@@ -17,7 +17,7 @@ from itertools import pairwise
 import torch
 from gpu_decode_step import DecodeStep, StepShape
 from gpu_landings import CHUNK, GpuCodec, Landing, Ours, PlainScatter, paged_cache
-from results import Goal, Result, Wanted, emit
+from results import BUSY, Goal, Report, Result, Wanted, emit
 
 GOAL = Goal(Wanted.AT_MOST, 1.015)
 RATIO = 4.4
@@ -148,9 +148,11 @@ def _result(
 
 
 def compared(results: dict[tuple[str, float], Result], speed: float) -> list[Result]:
-    """Return ours against every other way at one speed, as the extra time that landing costs."""
-    ours = results["ours", speed]
-    found = []
+    """Return ours against every other way at one speed, as the extra time that landing costs; none without ours."""
+    ours = results.get(("ours", speed))
+    found: list[Result] = []
+    if ours is None:
+        return found
     for (name, at), result in results.items():
         if at == speed and name != "ours":
             margins = [theirs - mine for theirs, mine in zip(result.samples, ours.samples, strict=True)]
@@ -166,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if not torch.cuda.is_available():
         print("scatter_gpu: no CUDA GPU on this machine; nothing was measured", file=sys.stderr)
-        return 3
+        return BUSY
     torch.manual_seed(1)
     step = DecodeStep(StepShape(batch=options.batch, context=options.context))
     paged = paged_cache()
@@ -174,9 +176,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     landings: list[Landing] = [Ours(paged), PlainScatter(paged), *codecs]
     speeds = tuple(float(speed) for speed in options.speeds.split(","))
     results = measure(step, landings, Case(speeds, options.repeats, options.steps))
-    for result in [*results.values(), *compared(results, max(speeds))]:
+    report = Report("scatter_gpu", {})
+    steady = {key: result for key, result in results.items() if report.show(result)}
+    for result in compared(steady, max(speeds)):  # around 0, where noise in medians says nothing
         emit(result)
-    return 0
+    return report.exit_code
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from results import BUSY, Report, at_least, at_most
+from results import BUSY, Report, Result, at_least, at_most
 
 
 def figures(capsys: pytest.CaptureFixture[str]) -> tuple[list[dict[str, object]], str]:
@@ -38,4 +38,14 @@ def test_noisy_figure_is_refused(capsys):
     (figure,), said = figures(capsys)
     assert figure["metric"] == "steady", "one disturbed sample does not make a figure worthless"
     assert "not reported: bench case ratio: its quartiles are 50% of the median apart, more than 20%" in said
+    assert report.exit_code == BUSY
+
+
+def test_a_figure_made_elsewhere_is_refused_alike(capsys):
+    report = Report("bench", {}, noise_bound=0.2)
+    assert report.show(Result("gpu", "40 Gb/s", "ratio", [1.0, 1.01, 1.02, 1.03], "x"))
+    assert not report.show(Result("gpu", "5 Gb/s", "ratio", [1.0, 1.5, 2.0, 2.5], "x"))
+    (figure,), said = figures(capsys)
+    assert figure["case"] == "40 Gb/s"
+    assert "not reported: gpu 5 Gb/s ratio" in said
     assert report.exit_code == BUSY

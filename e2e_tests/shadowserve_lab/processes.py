@@ -58,6 +58,7 @@ class Program:
         with os.fdopen(reading) as pipe:
             line = pipe.readline()
         if not line:
+            self._guard.communicate()
             raise ProcessFailed(f"{name} could not be started: {self.tail()}")
         self.pid = int(line)
 
@@ -67,13 +68,19 @@ class Program:
         return self._guard.poll() is None
 
     def wait_ready(self, ready: Callable[[], bool], seconds: float) -> None:
-        """Return once `ready()`; raises `ProcessFailed`, with the end of the log, when it ends or takes too long."""
+        """Return once `ready()`; raises `ProcessFailed`, with the end of the log, when it ends or takes too long.
+
+        A program that does not become ready is stopped.
+        """
         try:
             wait_until(lambda: not self.running or ready(), seconds, f"{self.name} to be ready")
-        except TimeoutError as error:
-            raise ProcessFailed(f"{error}\n{self.tail()}") from error
+        except BaseException as error:
+            self.stop()
+            if isinstance(error, TimeoutError):
+                raise ProcessFailed(f"{error}\n{self.tail()}") from error
+            raise
         if not self.running:
-            raise ProcessFailed(f"{self.name} ended with exit code {self._guard.returncode}\n{self.tail()}")
+            raise ProcessFailed(f"{self.name} ended with exit code {self.stop()}\n{self.tail()}")
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the program itself; harmless when it has ended."""

@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -150,12 +150,12 @@ class DataPlaneProcess:
 
 
 class SidecarProcess:
-    """`shadowserve-sidecar` of one engine, with its socket, buffers, configuration and endpoint file."""
+    """`shadowserve-sidecar` of one engine, with its configuration and endpoint file; socket and buffers in `shared`."""
 
-    def __init__(self, folder: Path, python: Path, config: dict[str, object]) -> None:
-        folder.mkdir(parents=True)
-        self._folder, self._python = folder, python
-        self._shared = Path(tempfile.mkdtemp(prefix="shadowserve-", dir="/dev/shm"))
+    def __init__(self, folder: Path, shared: Path, python: Path, config: dict[str, object]) -> None:
+        for made in (folder, shared):
+            made.mkdir()
+        self._folder, self._shared, self._python = folder, shared, python
         self.socket = self._shared / "sidecar.sock"
         self.endpoint_file = folder / "data-plane"
         self._config = config
@@ -182,10 +182,6 @@ class SidecarProcess:
         self.program.stop()
         (self._folder / "config.json").write_text(json.dumps({**self._config, **(changes or {})}))
         self.program = self._start(main or _SIDECAR_MAIN)
-
-    def remove_files(self) -> None:
-        """Remove what lies in shared memory."""
-        shutil.rmtree(self._shared, ignore_errors=True)
 
     def _start(self, main: Sequence[str]) -> Program:
         port = self._folder / "metrics.port"
@@ -244,15 +240,20 @@ def kv_transfer_config(socket: Path) -> dict[str, object]:
 
 
 class Stack:
-    """Starts all parts in `__enter__`, stops them in `__exit__`; nothing outlives the process that made it."""
+    """Starts all parts in `__enter__`, stops them in `__exit__`; nothing outlives the process that made it.
+
+    Logs and configurations are in `folder`, sockets and buffers in `shared`; both are removed, also if the start fails.
+    """
 
     def __init__(self, options: StackOptions, environments: Environments, say: Callable[[str], None]) -> None:
         self.options = options
-        self.folder = Path(tempfile.mkdtemp(prefix="shadowserve-stack-"))
+        self.folder: Path
+        self.shared: Path
         self.engines: dict[str, Engine] = {}
         self.sidecars: dict[str, SidecarProcess] = {}
         self._environments = environments
         self._say = say
+        self._cleanup = ExitStack()
         self.store: Store
         self.store_proxy: StoreProxy
         self.data_plane: DataPlaneProcess | None = None
@@ -290,17 +291,13 @@ class Stack:
         self.close()
 
     def close(self) -> None:
-        """Stop everything, all at once, and remove the files."""
-        programs = [*self._programs()]
-        for program in programs:
-            program.release()
-        for program in programs:
-            program.stop()
-        if self.data_plane is not None:
-            self.store_proxy.close()
-        for sidecar in self.sidecars.values():
-            sidecar.remove_files()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Stop everything that was started, all at once, and remove the files."""
+        with self._cleanup:
+            programs = [*self._programs()]
+            for program in programs:
+                program.release()
+            for program in programs:
+                program.stop()
 
     def _programs(self) -> list[Program]:
         found = [engine.program for engine in self.engines.values() if engine.program is not None]
@@ -310,10 +307,13 @@ class Stack:
 
     def _start(self) -> None:
         options, python = self.options, Path(sys.executable)
+        self.folder = self._temporary("shadowserve-stack-", None)
+        self.shared = self._temporary("shadowserve-", "/dev/shm")
         self._say("starting the store" + (", the data plane and sidecars" if options.cached else ""))
         self.store = Store(self.folder, self._environments.store_server, options.store_bytes)
         if options.cached and options.data_plane:
             self.store_proxy = StoreProxy(self.store.port)
+            self._cleanup.callback(self.store_proxy.close)
             self.data_plane = DataPlaneProcess(self.folder, python, self.store.url, options.workers)
         for name in options.engines:
             engine = self.engines[name] = Engine(name, self.folder, self._environments, options)
@@ -323,8 +323,15 @@ class Stack:
             engine.wait_ready()
             self._say(f"engine {name} is ready at {engine.client.base}")
 
+    def _temporary(self, prefix: str, parent: str | None) -> Path:
+        """Return a new folder that `close` removes."""
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        self._cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+        return folder
+
     def _sidecar(self, name: str) -> SidecarProcess:
-        sidecar = SidecarProcess(self.folder / f"sidecar-{name}", Path(sys.executable), self._config())
+        folder, shared = self.folder / f"sidecar-{name}", self.shared / name
+        sidecar = SidecarProcess(folder, shared, Path(sys.executable), self._config())
         self.sidecars[name] = sidecar
         if self.data_plane is not None:
             sidecar.use_data_plane(self.data_plane.endpoint)

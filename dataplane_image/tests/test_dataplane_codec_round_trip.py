@@ -160,10 +160,11 @@ def test_an_encoder_can_be_used_again() -> None:
 
 
 def test_steps_have_sixteen_significant_bits_and_never_shrink() -> None:
-    for step in (1e-3, 0.1, 0.7352941, 1.0, 3.3e7):
-        rounded = step_up(step)
-        assert rounded >= np.float32(step)
-        assert rounded.view(np.uint32) & np.uint32(0xFF) == 0
+    steps = np.array([0.0, 1e-3, 0.1, 0.7352941, 1.0, 3.3e7])
+    rounded = step_up(steps)
+    assert (rounded >= steps.astype(np.float32)).all()
+    assert (rounded > 0).all()
+    assert not (rounded.view(np.uint32) & np.uint32(0xFF)).any()
 
 
 def test_bfloat16_rounds_to_nearest_even() -> None:

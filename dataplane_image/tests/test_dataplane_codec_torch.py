@@ -17,7 +17,7 @@ def test_torch_gives_the_bits_that_numpy_gives(dtype, planes):
     rng = np.random.default_rng(planes)
     shape = KvShape(layers=2, kv_heads=2, head_dim=8, dtype=dtype, tokens=64)
     codes = rng.integers(-127, 128, (planes, 64, 16)).astype(np.int8)
-    steps = np.array([step_up(step) for step in rng.uniform(1e-3, 8, planes)], np.float32)
+    steps = step_up(rng.uniform(1e-3, 8, planes))
     means = as_bfloat16_bits(rng.normal(0, 40, (planes, 16)).astype(np.float32))
     expected, found = (np.zeros(codes.shape, bits_dtype(dtype)) for _ in range(2))
     NumpyDequantizer(shape).frame(codes, steps, means, expected)

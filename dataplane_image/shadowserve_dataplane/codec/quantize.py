@@ -27,6 +27,8 @@ _SAMPLED_TOKENS = 16
 _TO_INTEGER = np.float32(1.5 * 2**23)
 """Added to a small float32, leaves its nearest integer (ties to even) in the low bits: cheaper than rint and a cast."""
 _FOLDED_TOKENS = 8
+_GROUP_BYTES = 1600 * 1024
+"""What is worked on at a time, as float32: more stays in no cache, less spends its time in calls of numpy."""
 _LARGEST_FLOAT16 = 65504.0
 _FLOAT16_FIELDS = np.uint32(0x8FFFE000).view(np.int32)
 """Sign, exponent and mantissa of a float16 that was sign-extended and shifted to where float32 has its mantissa."""
@@ -68,11 +70,10 @@ def narrow(values: NDArray[np.float32], dtype: KvDtype) -> Bits:
     return (rounded >> np.uint32(16)).astype(np.uint16)
 
 
-def step_up(step: float) -> np.float32:
-    """Return the smallest float32 with 16 significant bits that is not below `step`; never 0."""
-    bits = np.maximum(np.float32(step), _LOWEST_STEP).view(np.uint32)
-    up = bits if bits & ~_STEP_MASK == 0 else (bits & _STEP_MASK) + np.uint32(0x100)
-    return np.uint32(up).view(np.float32)
+def step_up(steps: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the smallest float32 with 16 significant bits that are not below `steps`; never 0."""
+    bits = np.maximum(steps.astype(np.float32), _LOWEST_STEP).view(np.uint32)
+    return np.where(bits & ~_STEP_MASK, (bits & _STEP_MASK) + np.uint32(0x100), bits).astype(np.uint32).view(np.float32)
 
 
 def as_bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -95,15 +96,17 @@ class ChunkQuantizer:
 
     What it found lies in its public arrays until the next call: `steps` float32 `[planes]`, `means` bfloat16 bits
     `[planes][channels]`, `codes` int8 `[planes][tokens][channels]`, `exact`, the tokens that are kept as they are.
+
+    Some planes are worked on at a time: numpy's calls cost as much as what they do to one small plane.
     """
 
     def __init__(self, shape: KvShape, tier: Tier) -> None:
         self._shape = shape
         self._sigmas = tier.step_in_sigmas
-        self._x = np.zeros((shape.tokens, shape.channels), np.float32)
-        fold = math.gcd(_FOLDED_TOKENS, shape.tokens)  # numpy's loops are the faster the longer a row is
-        self._folded = self._x.reshape(shape.tokens // fold, fold * shape.channels)
-        self._offsets = np.zeros((fold, shape.channels), np.float32)
+        self._group = max(1, min(shape.planes, _GROUP_BYTES // max(1, 4 * shape.plane_elements)))
+        self._x = np.zeros((self._group, shape.tokens, shape.channels), np.float32)
+        self._fold = math.gcd(_FOLDED_TOKENS, shape.tokens)  # numpy's loops are the faster the longer a row is
+        self._offsets = np.zeros((self._group, self._fold, shape.channels), np.float32)
         self.steps = np.zeros(shape.planes, np.float32)
         self.means = np.zeros((shape.planes, shape.channels), np.uint16)
         self.codes = np.zeros((shape.planes, shape.tokens, shape.channels), np.int8)
@@ -116,74 +119,103 @@ class ChunkQuantizer:
         """
         self.exact = list(range(min(SINK_TOKENS, self._shape.tokens))) if begins_context else []
         with np.errstate(all="ignore"):
-            for number, plane in enumerate(planes):
-                step = self._centred(number, plane)
-                self.steps[number] = step
-                np.multiply(self._x, np.float32(1) / step, out=self._x)
-                np.add(self._x, _TO_INTEGER, out=self._x)
-                np.copyto(self.codes[number], self._x.view(np.int32), casting="unsafe")
+            for first in range(0, len(planes), self._group):
+                group = planes[first : first + self._group]
+                if not self._quantized(first, group):
+                    for number in range(first, first + len(group)):
+                        self._quantize_far(number, planes[number : number + 1])
         if self.exact:
             self._check_exact(planes)
             self.codes[:, self.exact] = 0
 
-    def _centred(self, number: int, plane: Bits) -> np.float32:
-        """Leave the plane's values less their means in scratch, exact tokens zero; return its step.
+    def _quantized(self, first: int, group: Bits) -> bool:
+        """Quantise some planes; False: codes do not reach some token, so they have to be done one by one."""
+        steps = step_up(self._sigmas * self._centre(first, group))
+        furthest = self._furthest(len(group))
+        if (furthest > _REACH * steps).any():
+            return False
+        self._finish(first, steps, furthest)
+        return True
 
-        A token that a code cannot reach becomes exact and no longer counts in mean and sigma; if those are too many,
-        the step is widened instead, so that codes reach all of them.
+    def _quantize_far(self, number: int, plane: Bits) -> None:
+        """Quantise one plane of which codes may not reach every token.
+
+        Those tokens become exact and no longer count in mean and sigma; if they are too many, the step is widened
+        instead, so that codes reach all of them.
         """
-        x = self._x
-        while True:
-            step = step_up(self._sigmas * self._centre(number, plane))
-            furthest = max(float(x.max()), -float(x.min()))
-            far = furthest > _REACH * float(step)
-            tokens = np.flatnonzero(np.abs(x).max(axis=1) > _REACH * float(step)).tolist() if far else []
+        while not self._quantized(number, plane):
+            steps = step_up(self._sigmas * self._centre(number, plane))
+            far = np.abs(self._x[0]).max(axis=1) > _REACH * float(steps[0])
+            tokens = np.flatnonzero(far).tolist()
             if len(self.exact) + len(tokens) > MAX_EXACT_ROWS:
-                step, tokens = step_up(furthest / MAX_CODE), []
-            if not tokens:
-                self._check_range(number, furthest + float(step))
-                return step
+                furthest = self._furthest(1)
+                self._finish(number, step_up(furthest / MAX_CODE), furthest)
+                return
             self.exact = sorted([*self.exact, *tokens])
 
-    def _centre(self, number: int, plane: Bits) -> float:
-        """Subtract the means of the tokens that are not exact; return sigma about them."""
-        x, exact = self._x, self.exact
-        widen(plane, self._shape.dtype, x)
+    def _furthest(self, planes: int) -> NDArray[np.float64]:
+        flat = self._x[:planes].reshape(planes, -1)
+        furthest: NDArray[np.float64] = np.maximum(flat.max(axis=1), -flat.min(axis=1)).astype(np.float64)
+        return furthest
+
+    def _finish(self, first: int, steps: NDArray[np.float32], furthest: NDArray[np.float64]) -> None:
+        """Turn centred values into codes."""
+        end = first + len(steps)
+        x = self._x[: len(steps)]
+        self._check_range(first, furthest + steps)
+        self.steps[first:end] = steps
+        np.multiply(x, (np.float32(1) / steps)[:, None, None], out=x)
+        np.add(x, _TO_INTEGER, out=x)
+        np.copyto(self.codes[first:end], x.view(np.int32), casting="unsafe")
+
+    def _centre(self, first: int, group: Bits) -> NDArray[np.float64]:
+        """Leave the planes' values less their means in scratch, exact tokens zero; return every plane's sigma."""
+        planes, exact, shape = len(group), self.exact, self._shape
+        x, offsets = self._x[:planes], self._offsets[:planes]
+        folded = x.reshape(planes, shape.tokens // self._fold, self._fold * shape.channels)
+        widen(group, shape.dtype, x)
         if exact:
-            x[exact] = 0
-        rows = max(1, len(x) - len(exact))
-        means = np.add.reduce(np.add.reduce(self._folded, axis=0).reshape(self._offsets.shape), axis=0)
+            x[:, exact] = 0
+        rows = max(1, shape.tokens - len(exact))
+        means = np.add.reduce(np.add.reduce(folded, axis=1).reshape(offsets.shape), axis=1)
         np.divide(means, np.float32(rows), out=means)
-        self._coarsen(means)
+        self._coarsen(x, means)
         words = means.view(np.uint32)
         np.add(words, np.uint32(0x8000), out=words)
         np.bitwise_and(words, _UPPER_HALF, out=words)
-        np.copyto(self._offsets, means)
-        np.subtract(self._folded, self._offsets.reshape(-1), out=self._folded)
+        np.copyto(offsets, means[:, None])
+        np.subtract(folded, offsets.reshape(planes, 1, -1), out=folded)
         if exact:
-            x[exact] = 0
-        squares = float(np.vecdot(self._folded, self._folded).sum())
-        if not np.isfinite(squares):
-            raise self._unfit(number)
-        self.means[number] = words >> np.uint32(16)
-        return float(np.sqrt(squares / (rows * x.shape[1])))
+            x[:, exact] = 0
+        squares = np.vecdot(folded, folded).sum(axis=1).astype(np.float64)
+        if not np.isfinite(squares).all():
+            raise self._unfit(first + int(np.flatnonzero(~np.isfinite(squares))[0]))
+        self.means[first : first + planes] = words >> np.uint32(16)
+        sigmas: NDArray[np.float64] = np.sqrt(squares / (rows * shape.channels))
+        return sigmas
 
-    def _coarsen(self, means: NDArray[np.float32]) -> None:
+    def _coarsen(self, x: NDArray[np.float32], means: NDArray[np.float32]) -> None:
         """Round means to a power of two of at most `_MEAN_GRAIN` sigmas, sigma by some tokens: they compress better."""
-        stride = max(1, len(self._x) // _SAMPLED_TOKENS)
-        tokens = [token for token in range(stride - 1, len(self._x), stride) if token not in self.exact]
-        sample = self._x[tokens] - means
-        squares = float(np.vecdot(sample, sample).sum())
-        if 0 < squares < math.inf:
-            _, exponent = math.frexp(_MEAN_GRAIN * math.sqrt(squares / sample.size))
-            np.ldexp(np.rint(np.ldexp(means, 1 - exponent)), exponent - 1, out=means)
+        stride = max(1, self._shape.tokens // _SAMPLED_TOKENS)
+        sampled = x[:, stride - 1 :: stride]
+        if self.exact:
+            tokens = range(stride - 1, self._shape.tokens, stride)
+            sampled = sampled[:, [place for place, token in enumerate(tokens) if token not in self.exact]]
+        sample = sampled - means[:, None]
+        squares = np.vecdot(sample, sample).sum(axis=1).astype(np.float64)
+        known = (squares > 0) & np.isfinite(squares)
+        _, exponents = np.frexp(_MEAN_GRAIN * np.sqrt(squares / sample[0].size))
+        grains = exponents[:, None] - 1
+        np.ldexp(np.rint(np.ldexp(means, -grains)), grains, out=means, where=known[:, None])
 
-    def _check_range(self, number: int, furthest: float) -> None:
+    def _check_range(self, first: int, furthest: NDArray[np.float64]) -> None:
         """Refuse what could be restored as infinity, which only float16 is narrow enough for; also its own infinity."""
         if self._shape.dtype is not KvDtype.FLOAT16:
             return
-        if furthest + float(np.abs(from_bfloat16_bits(self.means[number])).max()) > _LARGEST_FLOAT16:
-            raise self._unfit(number)
+        means = np.abs(from_bfloat16_bits(self.means[first : first + len(furthest)])).max(axis=1)
+        unfit = np.flatnonzero(furthest + means > _LARGEST_FLOAT16)
+        if unfit.size:
+            raise self._unfit(first + int(unfit[0]))
 
     def _check_exact(self, planes: Bits) -> None:
         rows, exponent = planes[:, self.exact], _EXPONENTS[self._shape.dtype]

@@ -133,11 +133,18 @@ class StubSidecar:
     def wait_for(self, kind: type, count: int = 1, seconds: float = 10) -> list:
         """Return the messages of `kind` once there are `count`."""
         with self.seen_changed:
-            enough = self.seen_changed.wait_for(lambda: len(self.of(kind)) >= count, seconds)
-        assert enough, f"{len(self.of(kind))} {kind.__name__} within {seconds} s, expected {count}"
-        return self.of(kind)
+            enough = self.seen_changed.wait_for(lambda: len(self._noted(kind)) >= count, seconds)
+            noted = self._noted(kind)
+        assert enough, f"{len(noted)} {kind.__name__} within {seconds} s, expected {count}"
+        return noted
 
     def of(self, kind: type) -> list:
+        """Return the messages of `kind`, those included that were answered and not yet noted."""
+        if not self._closing.is_set():
+            self._order(lambda: None)
+        return self._noted(kind)
+
+    def _noted(self, kind: type) -> list:
         return [message for message in self.seen if isinstance(message, kind)]
 
     def _run(self) -> None:

@@ -6,10 +6,10 @@ from datetime import datetime
 
 from shadowserve_crds.prefixcache import PrefixCache
 from shadowserve_operator import pki
+from shadowserve_operator.authorities import Authorities, moved_on
 from shadowserve_operator.desired.certificates import (
     Certificate,
     Wanted,
-    authority_due,
     authority_secret_name,
     certificates_due,
     files_of,
@@ -25,16 +25,17 @@ class Identities:
     """What is there, by Secret: None for what is missing or cannot be read."""
 
     wanted: tuple[Wanted, ...]
-    authority: Certificate | None
+    authorities: Authorities | None
     existing: Mapping[str, Certificate | None]
 
     @classmethod
     def read(cls, cache: PrefixCache, secrets: Mapping[str, Json], now: datetime) -> "Identities":
         """Return what the Secrets hold."""
         wanted = wanted_certificates(cache)
-        authority = pki.read(files_of(secrets.get(authority_secret_name(cache), {}))) if wanted else None
-        existing = {each.secret: pki.read(files_of(secrets.get(each.secret, {})), authority) for each in wanted}
-        return cls(wanted, authority, existing)
+        there = Authorities.read(secrets.get(authority_secret_name(cache), {})) if wanted else None
+        signer = there.signer if there else None
+        existing = {each.secret: pki.read(files_of(secrets.get(each.secret, {})), signer) for each in wanted}
+        return cls(wanted, there, existing)
 
     @classmethod
     def of_others(cls, cache: PrefixCache, issued: Issued) -> "Identities":
@@ -53,14 +54,13 @@ class Identities:
         """Return the Secrets as they should be; what is due is issued. The authority's key is mounted by nobody."""
         if not self.wanted:
             return []
-        authority = self.authority
-        if authority is None or authority_due(authority, now):
-            authority = pki.make_authority(f"shadowserve {cache.namespace}/{cache.name}", now)
-        renewed = authority is not self.authority
+        name = f"shadowserve {cache.namespace}/{cache.name}"
+        authorities, renewed = moved_on(self.authorities, self.existing.values(), name, now)
         due = {each.wanted for each in certificates_due(self.wanted, self.existing, now)}
-        found = [tls_secret(cache, authority_secret_name(cache), authority)]
+        found = [tls_secret(cache, authority_secret_name(cache), authorities.signer, authorities.more())]
         for each in self.wanted:
             there = self.existing[each.secret]
-            content = there if there and each not in due and not renewed else pki.issue(each, authority, now)
+            kept = there is not None and each not in due and not renewed
+            content = authorities.trusted_in(there) if there and kept else authorities.issue(each, now)
             found.append(tls_secret(cache, each.secret, content))
         return found

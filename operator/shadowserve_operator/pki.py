@@ -81,7 +81,7 @@ def read(files: tuple[bytes, bytes, bytes] | None, authority: Certificate | None
         names = tuple(found.get_values_for_type(x509.DNSName))
     except x509.ExtensionNotFound:
         names = ()
-    good = authority is None or (trusted == authority.certificate and _signed(parsed, authority))
+    good = authority is None or _signed(parsed, authority)
     return Certificate(pem, key, trusted, names, parsed.not_valid_before_utc, parsed.not_valid_after_utc, good)
 
 

@@ -7,16 +7,17 @@ Deployment nothing is done. One Secret has the authority's key and is mounted by
 import asyncio
 import logging
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from types import MappingProxyType
 
 from shadowserve_crds import names
 from shadowserve_operator import pki
+from shadowserve_operator.authorities import Authorities, moved_on
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.desired.certificates import (
     Certificate,
     Wanted,
-    authority_due,
     certificates_due,
     files_of,
     secret_data,
@@ -54,12 +55,12 @@ async def renew_identity(cluster: Cluster, namespace: str, now: datetime) -> int
         return 0
     refs = [Ref(SECRET, namespace, name) for name in (AUTHORITY_SECRET, SERVING_SECRET)]
     there = [await cluster.get(ref) for ref in refs]
-    authority, serving = _current(namespace, there, now)
+    authorities, serving = _current(namespace, there, now)
     configuration = await cluster.get(Ref(WEBHOOK_CONFIGURATION, "", CONFIGURATION))
     wanted = [
-        _secret(deployment, AUTHORITY_SECRET, authority),
+        _secret(deployment, AUTHORITY_SECRET, authorities.signer, authorities.more()),
+        *([_trusting(serving.authority)] if configuration is not None else []),
         _secret(deployment, SERVING_SECRET, serving),
-        *([_trusting(authority)] if configuration is not None else []),
     ]
     written = 0
     for step in plan_changes(wanted, [body for body in (*there, configuration) if body is not None]).writes:
@@ -69,20 +70,20 @@ async def renew_identity(cluster: Cluster, namespace: str, now: datetime) -> int
     return written
 
 
-def _current(namespace: str, there: list[Json | None], now: datetime) -> tuple[Certificate, Certificate]:
+def _current(namespace: str, there: list[Json | None], now: datetime) -> tuple[Authorities, Certificate]:
     """Return what the Secrets hold as long as it lasts, else what was issued instead."""
-    authority = pki.read(files_of(there[0] or {}))
-    if authority is None or authority_due(authority, now):
-        authority = pki.make_authority(f"{WEBHOOK} {namespace}", now)
+    before = Authorities.read(there[0] or {})
+    serving = pki.read(files_of(there[1] or {}), before.signer if before else None)
+    authorities, renewed = moved_on(before, (serving,), f"{WEBHOOK} {namespace}", now)
     host = f"{WEBHOOK}.{namespace}.svc"
     wanted = Wanted(SERVING_SECRET, (host, f"{host}.cluster.local"))
-    serving = pki.read(files_of(there[1] or {}), authority)
-    if serving is None or certificates_due((wanted,), {wanted.secret: serving}, now):
-        serving = pki.issue(wanted, authority, now)
-    return authority, serving
+    due = certificates_due((wanted,), {wanted.secret: serving}, now)
+    if serving is None or due or renewed:
+        return authorities, authorities.issue(wanted, now)
+    return authorities, authorities.trusted_in(serving)
 
 
-def _secret(deployment: Json, name: str, content: Certificate) -> Json:
+def _secret(deployment: Json, name: str, content: Certificate, more: Mapping[str, str] = MappingProxyType({})) -> Json:
     about = deployment["metadata"]
     owner = {"apiVersion": DEPLOYMENT.api_version, "kind": DEPLOYMENT.name, "name": about["name"], "uid": about["uid"]}
     return {
@@ -95,13 +96,13 @@ def _secret(deployment: Json, name: str, content: Certificate) -> Json:
             "ownerReferences": [owner],
         },
         "type": "kubernetes.io/tls",
-        "data": secret_data(content),
+        "data": {**secret_data(content), **more},
     }
 
 
-def _trusting(authority: Certificate) -> Json:
+def _trusting(authorities: bytes) -> Json:
     """Return the one field of the configuration that is ours; the rest is whoever's installed it."""
-    bundle = b64encode(authority.certificate).decode()
+    bundle = b64encode(authorities).decode()
     return {
         "apiVersion": WEBHOOK_CONFIGURATION.api_version,
         "kind": WEBHOOK_CONFIGURATION.name,

@@ -1,13 +1,14 @@
 """Which certificates a PrefixCache needs, and when they are issued anew. Pure: what signs them is `pki.py`.
 
 An authority of the cache's own, in a Secret that nothing mounts; one certificate each for store, data planes and
-sidecars. A certificate is renewed when a third of its life is left; so is the authority, and then everything with it.
+sidecars. A certificate is renewed when a third of its life is left; so is the authority, by `succession`.
 """
 
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import MappingProxyType
 
 from shadowserve_crds.prefixcache import PlaceName, PrefixCache, StoreType, Transport
 from shadowserve_operator.desired.config import (
@@ -96,14 +97,16 @@ def expired(existing: Mapping[str, Certificate | None], now: datetime) -> tuple[
     return tuple(sorted(name for name, each in existing.items() if each is not None and each.not_after <= now))
 
 
-def tls_secret(cache: PrefixCache, name: str, content: Certificate) -> Json:
-    """Return the Secret of a certificate, as `kubernetes.io/tls` with `ca.crt` beside it."""
+def tls_secret(
+    cache: PrefixCache, name: str, content: Certificate, more: Mapping[str, str] = MappingProxyType({})
+) -> Json:
+    """Return the Secret of a certificate, as `kubernetes.io/tls` with `ca.crt` beside it, and `more` of data."""
     body = {
         "apiVersion": "v1",
         "kind": "Secret",
         "type": "kubernetes.io/tls",
         "metadata": {"name": name, "labels": labels_of(cache.name, "certificates")},
-        "data": secret_data(content),
+        "data": {**secret_data(content), **more},
     }
     return rendered(cache, body)
 

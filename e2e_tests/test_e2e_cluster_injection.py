@@ -13,6 +13,13 @@ from shadowserve_testbed.waiting import unavailable
 pytestmark = pytest.mark.timeout(600)
 
 
+_CACHE = f"pfc/{scenario.CACHE}"
+
+
+def _about(events: list[dict[str, Any]]) -> set[str]:
+    return {each["involvedObject"]["name"] for each in events}
+
+
 def _get(bed: Bed, name: str) -> dict[str, Any]:
     return bed.kubectl.get("pod", name, "--namespace", scenario.NAMESPACE) or {"metadata": {}, "spec": {}, "status": {}}
 
@@ -47,7 +54,13 @@ def test_without_the_webhook_pods_start_as_they_are(bed: Bed) -> None:
         bed.kubectl.run("create", "-f", "-", manifest=asking_pod("unheard"))
         bed.wait("it runs", lambda: bed.phase("unheard") == "Running")
         assert "initContainers" not in _get(bed, "unheard")["spec"]
+        about = ("--namespace", scenario.NAMESPACE, "--field-selector", "reason=WithoutSidecar")
+        bed.wait("an event says so", lambda: _about(bed.kubectl.items("events", *about)) == {"unheard"})
+        bed.wait("the cache names it", lambda: bed.condition(_CACHE, "PodsInjected") == "False")
+        assert "unheard: the admission webhook did not see it" in bed.condition(_CACHE, "PodsInjected", "message")
+        assert bed.ready(_CACHE), "the cache serves all the same"
         bed.kubectl.run("delete", "pod", "unheard", "--namespace", scenario.NAMESPACE)
+        bed.wait("it is forgotten", lambda: bed.condition(_CACHE, "PodsInjected") == "True")
     finally:
         bed.kubectl.run("scale", "deployment", "shadowserve-webhook", "--replicas=2", "--namespace", SYSTEM)
         bed.wait("the webhook is back", lambda: not unavailable(bed.kubectl, SYSTEM))

@@ -17,11 +17,9 @@ from codec_samples import encode, land, sample_shape, sample_values
 from shadowserve_dataplane.chunks import KvDtype, KvShape
 from shadowserve_dataplane.codec.tiers import LandingMode, Tier
 
-TOKENS = 256
-
 
 def shape_of(dtype: KvDtype) -> KvShape:
-    return KvShape(layers=3, kv_heads=3, head_dim=64, dtype=dtype, tokens=TOKENS)
+    return KvShape(layers=3, kv_heads=3, head_dim=64, dtype=dtype)
 
 
 def write_values(folder: Path, seed: int) -> None:

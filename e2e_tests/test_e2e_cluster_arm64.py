@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from cluster_story import SECONDS, Bed
+from shadowserve_dataplane.chunks import CHUNK_TOKENS
 from shadowserve_lab.engine_client import Ask
 from shadowserve_lab.home import default_home
 from shadowserve_testbed import scenario
@@ -18,8 +19,7 @@ from shadowserve_testbed.pods import Pod
 
 pytestmark = pytest.mark.timeout(900)
 _SECONDS = 600.0
-_CHUNK = 256
-_PROMPT = [2000 + (61 * index) % 20000 for index in range(2 * _CHUNK + 40)]
+_PROMPT = [2000 + (61 * index) % 20000 for index in range(2 * CHUNK_TOKENS + 40)]
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +67,12 @@ def test_an_engine_restores_through_it_what_it_computed_before(bed: Bed, plane: 
     client, restored = bed.client(engine), bed.restored(plane)
     cold = client.complete(Ask(_PROMPT))
 
-    def external_tokens() -> float:
+    def external_tokens() -> int:
         """Ask again after the engine has forgotten; storing goes on behind the answer, so the first may come early."""
         client.reset_prefix_cache()
-        before = client.metrics().total("vllm:external_prefix_cache_hits_total")
-        assert client.complete(Ask(_PROMPT)).tokens == cold.tokens
-        return client.metrics().total("vllm:external_prefix_cache_hits_total") - before
+        answer, external = client.counted(Ask(_PROMPT))
+        assert answer.tokens == cold.tokens
+        return external
 
-    bed.wait("both chunks restored", lambda: external_tokens() == 2 * _CHUNK)
+    bed.wait("both chunks restored", lambda: external_tokens() == 2 * CHUNK_TOKENS)
     assert bed.restored(plane) - restored >= 2

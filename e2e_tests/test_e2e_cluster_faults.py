@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from cluster_story import SECONDS, Bed
+from shadowserve_dataplane.chunks import CHUNK_TOKENS
 from shadowserve_lab.engine_client import Answer, Ask, EngineClient
 from shadowserve_testbed import scenario
 from shadowserve_testbed.installation import remove
@@ -15,8 +16,7 @@ from shadowserve_testbed.traffic import Traffic
 
 pytestmark = pytest.mark.timeout(900)
 _ENGINES_SECONDS = 600.0
-_CHUNK = 256
-_TOKENS = 3 * _CHUNK + 40
+_TOKENS = 3 * CHUNK_TOKENS + 40
 _EXACT = ("--dtype", "float32")
 
 
@@ -49,9 +49,7 @@ class Serving:
     def hit(self, engine: EngineClient, prompt: Sequence[int]) -> tuple[Answer, int]:
         """Ask an engine that has forgotten its own prefixes; return how many tokens came from outside as well."""
         engine.reset_prefix_cache()
-        before = engine.metrics().total("vllm:external_prefix_cache_hits_total")
-        answer = engine.complete(Ask(prompt))
-        return answer, round(engine.metrics().total("vllm:external_prefix_cache_hits_total") - before)
+        return engine.counted(Ask(prompt))
 
     def placed(self, place: str, seconds: float = SECONDS) -> None:
         """Wait until every sidecar restores there."""
@@ -85,7 +83,7 @@ def test_b_answers_from_what_a_computed_through_the_card(serving: Serving) -> No
     [plane] = bed.planes()
     before = bed.restored(plane)
     answer, external = serving.hit(serving.b, prompt)
-    assert (external, answer.tokens) == (3 * _CHUNK, cold.tokens)
+    assert (external, answer.tokens) == (3 * CHUNK_TOKENS, cold.tokens)
     assert bed.restored(plane) - before == 3
     assert plane.node == "card-0"
     assert bed.condition(f"sspool/{scenario.POOL}", "CacheAttached") == "True"
@@ -107,7 +105,7 @@ def test_a_data_plane_that_is_deleted_is_replaced_and_no_request_fails(serving: 
         serving.placed("dpu")
     assert (traffic.failed, traffic.different) == (0, 0)
     answer, external = serving.hit(serving.b, prompt)
-    assert (external, answer.tokens) == (3 * _CHUNK, cold.tokens)
+    assert (external, answer.tokens) == (3 * CHUNK_TOKENS, cold.tokens)
 
 
 def test_a_store_that_is_deleted_costs_time_only(serving: Serving) -> None:
@@ -120,7 +118,7 @@ def test_a_store_that_is_deleted_costs_time_only(serving: Serving) -> None:
     later = serving.prompt(4)
     cold = serving.store(later)
     answer, external = serving.hit(serving.b, later)
-    assert (external, answer.tokens) == (3 * _CHUNK, cold.tokens)
+    assert (external, answer.tokens) == (3 * CHUNK_TOKENS, cold.tokens)
 
 
 def test_no_request_fails_when_the_cards_node_dies(serving: Serving) -> None:
@@ -133,7 +131,7 @@ def test_no_request_fails_when_the_cards_node_dies(serving: Serving) -> None:
         bed.wait("requests go on", lambda: traffic.requests >= answered + 2)
     assert (traffic.failed, traffic.different) == (0, 0)
     answer, external = serving.hit(serving.b, prompt)
-    assert (external, answer.tokens) == (3 * _CHUNK, cold.tokens)
+    assert (external, answer.tokens) == (3 * CHUNK_TOKENS, cold.tokens)
     bed.provider.restore("card-0")
 
 

@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from shadowserve_dataplane.chunks import CHUNK_TOKENS
+
 _SECONDS = 400.0
-_CHUNK = 256
 
 
 def test_the_second_engine_answers_from_what_the_first_computed(tmp_path: Path) -> None:
@@ -15,10 +16,10 @@ def test_the_second_engine_answers_from_what_the_first_computed(tmp_path: Path) 
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(figures.read_text())
-    chunks = found["remote_hit"]["external_tokens"] // _CHUNK
+    chunks = found["remote_hit"]["external_tokens"] // CHUNK_TOKENS
     assert found["prompt_tokens"] >= 2000
     assert chunks >= 7, "every whole chunk of the text"
-    assert found["partial_hit"]["external_tokens"] == chunks // 2 * _CHUNK, "the half that both prompts share"
+    assert found["partial_hit"]["external_tokens"] == chunks // 2 * CHUNK_TOKENS, "the half that both prompts share"
     assert found["remote_hit"]["tokens_equal"]
     assert found["partial_hit"]["tokens_equal"]
     assert found["tier"] == "Balanced"

@@ -36,3 +36,8 @@ def put_chunks(store: RedisServer, chunks: list[Chunk], shape: KvShape = SHAPE, 
     """Put the chunks into the store, past the sidecar."""
     for chunk in chunks:
         store.admin("SET", store_key(chunk.key), chunk.encoded(shape, tier))
+
+
+def values_of(chunks: list[Chunk]) -> dict[int, bytes]:
+    """Return what a worker that fetched all of them has, by index."""
+    return {index: chunk.values for index, chunk in enumerate(chunks)}

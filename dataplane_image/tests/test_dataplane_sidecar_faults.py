@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from real_store import RedisServer, wait_until
-from sidecar_chunks import SHAPE, Chunk, make_chunks, put_chunks
+from sidecar_chunks import SHAPE, Chunk, make_chunks, put_chunks, values_of
 from sidecar_client import Client
 from sidecar_process import ANSWER_SECONDS, SidecarProcess, config_for
 
@@ -34,10 +34,6 @@ def worker(sidecar: SidecarProcess) -> Iterator[Client]:
     with Client(sidecar.socket, SHAPE) as client:
         client.say_hello()
         yield client
-
-
-def values_of(chunks: list[Chunk]) -> dict[int, bytes]:
-    return {index: chunk.values for index, chunk in enumerate(chunks)}
 
 
 def all_failed(worker: Client, chunks: list[Chunk]) -> set[str]:

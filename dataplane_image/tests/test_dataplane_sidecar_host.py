@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from real_store import RedisCluster, RedisServer
-from sidecar_chunks import SHAPE, Chunk, make_chunks, put_chunks
+from sidecar_chunks import SHAPE, make_chunks, put_chunks, values_of
 from sidecar_client import Client
 from sidecar_process import SidecarProcess, config_for
 
@@ -41,10 +41,6 @@ def worker(sidecar: SidecarProcess) -> Iterator[Client]:
     with Client(sidecar.socket, SHAPE) as client:
         client.say_hello()
         yield client
-
-
-def values_of(chunks: list[Chunk]) -> dict[int, bytes]:
-    return {index: chunk.values for index, chunk in enumerate(chunks)}
 
 
 def test_chunks_that_one_engine_stored_are_found_and_fetched_by_another(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from real_store import RedisServer, wait_until
-from sidecar_chunks import SHAPE, Chunk, make_chunks, put_chunks
+from sidecar_chunks import SHAPE, Chunk, make_chunks, put_chunks, values_of
 from sidecar_client import Client
 from sidecar_process import DataPlaneProcess, SidecarProcess, config_for
 
@@ -39,10 +39,6 @@ def chunks(redis_standalone: RedisServer) -> list[Chunk]:
     made = make_chunks(5)
     put_chunks(redis_standalone, made)
     return made
-
-
-def values_of(chunks: list[Chunk]) -> dict[int, bytes]:
-    return {index: chunk.values for index, chunk in enumerate(chunks)}
 
 
 def test_a_data_plane_that_is_named_restores_and_its_end_is_noticed(

@@ -12,20 +12,19 @@ from types import FrameType
 
 from rich.console import Console
 
-from shadowserve_lab.engine_client import Answer, Ask, EngineClient
+from shadowserve_dataplane.chunks import CHUNK_TOKENS
+from shadowserve_lab.engine_client import Ask, EngineClient
 from shadowserve_lab.home import REPOSITORY, say
 from shadowserve_lab.processes import ProcessFailed, wait_until
 from shadowserve_lab.report import Figures, Hit, render
 from shadowserve_lab.stack import Environments, Stack, StackOptions
 
-CHUNK_TOKENS = 256
 ANSWER_TOKENS = 24
 MAX_PROMPT_TOKENS = 3584
 QUESTION = "\n\nQuestion: how does the text above go on after these words?\n\n"
 _HINT = slice(100, 196)
 """Tokens of the text that follow the question: what comes next stands in the text, so the answer hangs on the cache."""
 EQUAL_ON_DEMO_TEXT = ("High", "Balanced")
-EXTERNAL_HITS = "vllm:external_prefix_cache_hits_total"
 _STORED_SECONDS = 30.0
 
 
@@ -65,10 +64,10 @@ def run(stack: Stack, text: str) -> Figures:
     _wait_stored(stack, prompts.chunks)
     say("the same prompt at B, then one that shares only its first half")
     wire = _wire_bytes(stack)
-    remote, external = counted(b, prompts.whole)
+    remote, external = b.counted(Ask(prompts.whole, ANSWER_TOKENS))
     wire = _wire_bytes(stack) - wire
     b.reset_prefix_cache()  # else B finds the shared half in its own memory
-    partial, partial_external = counted(b, prompts.partial)
+    partial, partial_external = b.counted(Ask(prompts.partial, ANSWER_TOKENS))
     reference = a.complete(Ask(prompts.partial, ANSWER_TOKENS))
     return Figures(
         prompt_tokens=len(prompts.whole),
@@ -91,13 +90,6 @@ def warm_up(engines: Sequence[EngineClient], longest: int) -> None:
             unrelated = [1000 + (7 * i) % 20000 for i in range(length)]
             engine.complete(Ask(unrelated, 2))
             engine.complete(Ask(unrelated, 2))
-
-
-def counted(engine: EngineClient, prompt: Sequence[int]) -> tuple[Answer, int]:
-    """Return the answer, and how many tokens of the prompt the engine took from outside."""
-    before = engine.metrics().total(EXTERNAL_HITS)
-    answer = engine.complete(Ask(prompt, ANSWER_TOKENS))
-    return answer, round(engine.metrics().total(EXTERNAL_HITS) - before)
 
 
 def _wait_stored(stack: Stack, chunks: int) -> None:

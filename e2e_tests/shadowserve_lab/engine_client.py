@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 _TIMEOUT = 300.0
-_EXTERNAL_HITS = "vllm:external_prefix_cache_hits_total"
+EXTERNAL_HITS = "vllm:external_prefix_cache_hits_total"
+"""vLLM's own counter of the prompt tokens that came from outside."""
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)$")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
@@ -104,7 +105,7 @@ class EngineClient:
 
     def external_tokens(self) -> int:
         """Return how many tokens of prompts came from outside so far, by vLLM's own counter."""
-        return round(self.metrics().total(_EXTERNAL_HITS))
+        return round(self.metrics().total(EXTERNAL_HITS))
 
     def reset_prefix_cache(self) -> None:
         """Make the engine forget its own cached prefixes (needs VLLM_SERVER_DEV_MODE)."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from shadowserve_lab.engine_client import Metrics
+from shadowserve_lab.engine_client import EXTERNAL_HITS, Metrics
 
 _TTFT = "vllm:time_to_first_token_seconds"
 _TPOT = "vllm:request_time_per_output_token_seconds"
@@ -83,7 +83,7 @@ def window_of(before: Scrapes, after: Scrapes, seconds: float, gauges: Gauges) -
 
     ttft = _difference(before, after, _TTFT)
     arrivals, prompt = sum(counts for _, counts in ttft), grown("vllm:prompt_tokens_total")
-    hit = grown("vllm:prefix_cache_hits_total") + grown("vllm:external_prefix_cache_hits_total")
+    hit = grown("vllm:prefix_cache_hits_total") + grown(EXTERNAL_HITS)
     window: dict[str, object] = {
         "seconds": round(seconds, 3),
         "replicas": len(after.engines),

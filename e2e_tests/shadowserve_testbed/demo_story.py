@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from shadowserve_lab.demo import ANSWER_TOKENS, QUESTION, Prompts, counted, make_prompts, warm_up
+from shadowserve_lab.demo import ANSWER_TOKENS, QUESTION, Prompts, make_prompts, warm_up
 from shadowserve_lab.engine_client import Answer, Ask, EngineClient
 from shadowserve_lab.home import Home
 from shadowserve_lab.processes import wait_until
@@ -91,7 +91,7 @@ class DemoStory:
         plane = self._plane()
         before = self._restored(plane)
         self._say("the same prompt to B")
-        answer, external = counted(b, prompts.whole)
+        answer, external = b.counted(Ask(prompts.whole, ANSWER_TOKENS))
         chunks = self._restored(plane) - before
         hit = RemoteHit(answer.ttft, external, answer.tokens == cold.tokens, self._place(second), chunks, plane.node)
         self._say(f"vLLM of B says: {hit.external_tokens} tokens of the prompt came from outside")
@@ -119,7 +119,7 @@ class DemoStory:
             settled = traffic.requests + len(pods)
             wait_until(lambda: traffic.requests >= settled, _ATTACHED_SECONDS, "requests after the loss")
         clients[1].reset_prefix_cache()
-        answer, external = counted(clients[1], prompts.whole)
+        answer, external = clients[1].counted(Ask(prompts.whole, ANSWER_TOKENS))
         self._provider.restore(node)
         return AfterLoss(
             tokens_equal=answer.tokens == cold.tokens,

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from agent import CHUNK_BYTES
 from lmcache.v1.config import LMCacheEngineConfig
-from lmcache.v1.memory_management import MemoryFormat, MemoryObjMetadata, TensorMemoryObj
 from lmcache.v1.metadata import LMCacheMetadata
 from lmcache.v1.storage_backend.naive_serde import CreateSerde
+from lmcache_memory import memory_obj
 
 MODEL = os.environ["SHADOWSERVE_LAB_MODEL"]
 
@@ -34,9 +34,9 @@ def main(source: str, output: str) -> None:
     for number, chunk in enumerate(np.fromfile(source, np.uint8).reshape(-1, CHUNK_BYTES)):
         kv = torch.from_numpy(chunk).view(torch.bfloat16).view(30, 2, 256, 192).transpose(0, 1).contiguous()
         if not number:
-            decoder.deserialize(encoder.serialize(_memory_obj(kv)))  # compiles
+            decoder.deserialize(encoder.serialize(memory_obj(kv)))  # compiles
         start = time.process_time()
-        packed = encoder.serialize(_memory_obj(kv))
+        packed = encoder.serialize(memory_obj(kv))
         middle = time.process_time()
         after = decoder.deserialize(packed).tensor.to(torch.bfloat16).view(kv.shape)
         spent[0] += middle - start
@@ -47,14 +47,6 @@ def main(source: str, output: str) -> None:
         file.write(b"".join(results))
     print(json.dumps({"bytes": encoded, "encode": spent[0], "decode": spent[1]}), flush=True)
     os._exit(0)
-
-
-def _memory_obj(tensor: torch.Tensor) -> TensorMemoryObj:
-    raw = tensor.view(torch.uint8).flatten()
-    described = MemoryObjMetadata(
-        shape=tensor.shape, dtype=tensor.dtype, address=0, phy_size=raw.numel(), ref_count=1, fmt=MemoryFormat.KV_2LTD
-    )
-    return TensorMemoryObj(raw_data=raw, parent_allocator=None, metadata=described)
 
 
 if __name__ == "__main__":

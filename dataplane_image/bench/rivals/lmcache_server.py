@@ -17,11 +17,12 @@ import torch
 from agent import CHUNK_BYTES, answer, free_port, main, offer_server
 from lmcache.utils import CacheEngineKey
 from lmcache.v1.config import LMCacheEngineConfig
-from lmcache.v1.memory_management import MemoryFormat, MemoryObjMetadata, TensorMemoryObj
+from lmcache.v1.memory_management import MemoryFormat
 from lmcache.v1.metadata import LMCacheMetadata
 from lmcache.v1.storage_backend.connector.lm_connector import LMCServerConnector
 from lmcache.v1.storage_backend.local_cpu_backend import LocalCPUBackend
 from lmcache.v1.storage_backend.naive_serde import CreateSerde
+from lmcache_memory import memory_obj
 
 SECONDS = 60
 SERDE = os.environ.get("SHADOWSERVE_BENCH_SERDE", "naive")
@@ -58,7 +59,7 @@ def fetch(host: str, chunks: list[np.ndarray], peer: dict[str, object]) -> None:
         # canonical is [layers][2][tokens][channels]; LMCache wants [2][layers][tokens][channels]
         kv = torch.from_numpy(chunk).view(torch.bfloat16).view(30, 2, 256, 192).transpose(0, 1).contiguous()
         if encoder is not None:
-            entry = encoder.serialize(_memory_obj(kv))
+            entry = encoder.serialize(memory_obj(kv))
         else:
             entry = local.allocate(kv.shape, kv.dtype, MemoryFormat.KV_2LTD)
             entry.tensor.view(-1).copy_(kv.view(-1))
@@ -78,14 +79,6 @@ def fetch(host: str, chunks: list[np.ndarray], peer: dict[str, object]) -> None:
             entry.ref_count_down()
 
     answer(get)
-
-
-def _memory_obj(tensor: torch.Tensor) -> TensorMemoryObj:
-    raw = tensor.view(torch.uint8).flatten()
-    described = MemoryObjMetadata(
-        shape=tensor.shape, dtype=tensor.dtype, address=0, phy_size=raw.numel(), ref_count=1, fmt=MemoryFormat.KV_2LTD
-    )
-    return TensorMemoryObj(raw_data=raw, parent_allocator=None, metadata=described)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from shadowserve_capacity.model.observations import Fetches, Histogram
 from shadowserve_capacity.model.work import Work
 
 Values = NDArray[np.float64]
+Indices = NDArray[np.intp]
 Form = Callable[[Parameters, Work], Latencies]
 
 _GRID = np.linspace(-1.0, 1.0, 21)
@@ -25,15 +26,19 @@ _LEAST_HALF_WIDTH = 0.6
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Histograms of one quantity in arrays: only buckets that were hit, padded with count 0.
+    """Histograms of one quantity in arrays: the buckets that were hit, of one window after the other.
 
-    `lower`, `upper` (log seconds) and `counts` have shape (windows, buckets); `places` (log seconds, where the integral
-    looks) has shape (windows, 21); `spacing` (windows,).
+    `lower`, `upper` (log seconds) and `counts` have shape (buckets,). `windows` (filled,) are the windows that have any,
+    `first` (filled,) is where each one's buckets begin, and `owner` (buckets,) whose a bucket is, counted among those.
+    `places` (log seconds, where the integral looks) has shape (21, filled); `spacing` (filled,).
     """
 
     lower: Values
     upper: Values
     counts: Values
+    owner: Indices
+    windows: Indices
+    first: Indices
     places: Values
     spacing: Values
 
@@ -41,11 +46,15 @@ class Table:
     def of(histograms: Sequence[Histogram]) -> "Table":
         """Return the table of histograms; an empty one counts nothing."""
         buckets = [_hit_buckets(histogram) for histogram in histograms]
-        width = max(1, *(len(rows) for rows in buckets))
-        padded = np.array([rows + [(0.0, 1.0, 0.0)] * (width - len(rows)) for rows in buckets])
-        lower, upper, counts = np.moveaxis(padded, -1, 0)
-        centres, halves = np.array([_surroundings(rows) for rows in buckets]).T
-        return Table(lower, upper, counts, centres[:, None] + halves[:, None] * _GRID, halves * (_GRID[1] - _GRID[0]))
+        windows = np.array([window for window, rows in enumerate(buckets) if rows], dtype=np.intp)
+        filled = [buckets[window] for window in windows]
+        sizes = np.array([len(rows) for rows in filled], dtype=np.intp)
+        lower, upper, counts = np.array([row for rows in filled for row in rows]).reshape(-1, 3).T.copy()
+        centres, halves = np.array([_surroundings(rows) for rows in filled]).reshape(-1, 2).T
+        return Table(
+            lower, upper, counts, np.repeat(np.arange(len(sizes)), sizes), windows, np.cumsum(sizes) - sizes,
+            centres + halves * _GRID[:, None], halves * (_GRID[1] - _GRID[0]),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,39 +90,52 @@ def log_likelihood(evidence: Evidence, parameters: Parameters, form: Form) -> fl
 
 def _histograms(table: Table, places: Values, shares: Values, deviation: Values, spread: Values) -> float:
     """Return the log probability of a table's counts; `places` and `shares` have shape (windows, classes)."""
-    middle = np.log((shares * np.exp(places)).sum(axis=-1))
-    effects = table.places - middle[:, None]
-    scale = 1.0 / spread
-    moved = _exp(effects * scale[:, None])
-    chosen = np.argmax(shares, axis=-1) if places.shape[1] > 1 else np.zeros(len(places), dtype=np.intp)
-    rows = np.arange(len(places))
-    logs = _log_probability(table, rows, places[rows, chosen], moved, scale)
-    mixed = np.flatnonzero(shares.min(axis=-1) > 0.0) if places.shape[1] > 1 else rows[:0]
-    if len(mixed):
-        other = _log_probability(table, mixed, places[mixed, 1 - chosen[mixed]], moved, scale)
-        most, least = shares[mixed, chosen[mixed], None, None], shares[mixed, 1 - chosen[mixed], None, None]
-        logs[mixed] = np.logaddexp(np.log(most) + logs[mixed], np.log(least) + other)
-    totals = np.matmul(logs, table.counts[:, :, None])[:, :, 0]
-    totals -= 0.5 * (effects / deviation[:, None]) ** 2
-    highest = totals.max(axis=-1)
-    sums = np.log(np.exp(totals - highest[:, None]).sum(axis=-1)) + highest
-    weights = np.log(table.spacing / (deviation * np.sqrt(2.0 * np.pi)))
-    return float((np.where(table.counts.any(axis=-1), sums + weights, 0.0)).sum())
+    if not len(table.windows):
+        return 0.0
+    places, shares = places[table.windows], np.broadcast_to(shares, places.shape)[table.windows]
+    deviation, scale = deviation[table.windows], 1.0 / spread[table.windows]
+    effects = table.places - np.log((shares * np.exp(places)).sum(axis=-1))
+    logs = _log_probabilities(table, places, shares, scale, _exp(effects * scale))
+    logs *= table.counts
+    totals = np.add.reduceat(logs, table.first, axis=1)
+    totals -= 0.5 * (effects / deviation) ** 2
+    highest = totals.max(axis=0)
+    sums = np.log(np.exp(totals - highest).sum(axis=0)) + highest
+    return float((sums + np.log(table.spacing / (deviation * np.sqrt(2.0 * np.pi)))).sum())
 
 
-def _log_probability(table: Table, rows: NDArray[np.intp], centres: Values, moved: Values, scale: Values) -> Values:
-    """Return the log probability of each bucket for each effect, shape (rows, effects, buckets).
+def _log_probabilities(table: Table, places: Values, shares: Values, scale: Values, moved: Values) -> Values:
+    """Return the log probability of each bucket for each effect, shape (21, buckets).
+
+    `moved` is e^(e / s), (21, filled); the other arguments have one row a filled window.
+    """
+    rows = np.arange(len(shares))
+    main = np.argmax(shares, axis=-1)
+    every = np.arange(len(table.owner))
+    sums = _part(table, every, places[rows, main], scale, moved)
+    shared = np.flatnonzero(shares.min(axis=-1)[table.owner] > 0.0) if shares.shape[1] > 1 else every[:0]
+    if len(shared):
+        most, least = (shares[rows, each][table.owner[shared]] for each in (main, 1 - main))
+        other = _part(table, shared, places[rows, 1 - main], scale, moved)
+        sums[:, shared] = 1.0 / (most / sums[:, shared] + least / other)
+    np.log(sums, out=sums)
+    width = np.exp((table.lower - table.upper) * scale[table.owner])
+    return np.subtract(np.log1p(-width), sums, out=sums)
+
+
+def _part(table: Table, buckets: Indices, centres: Values, scale: Values, moved: Values) -> Values:
+    """Return the denominator of G(u) - G(l) of some buckets for each effect, shape (21, buckets).
 
     G(u) - G(l) = (1 - e^(l - u)) / (1 + e^(l - u) + e^(x + e - u) + e^(l - x - e)), all over the scale.
     """
-    lower, upper = table.lower[rows], table.upper[rows]
-    scale, moved = scale[rows, None], moved[rows, :, None]
-    width = np.exp((lower - upper) * scale)
-    sums = _exp((centres[:, None] - upper) * scale)[:, None, :] * moved
-    sums += _exp((lower - centres[:, None]) * scale)[:, None, :] / moved
-    sums += 1.0 + width[:, None, :]
-    np.log(sums, out=sums)
-    return np.asarray(np.log1p(-width)[:, None, :] - sums, dtype=np.float64)
+    owner, lower, upper = table.owner[buckets], table.lower[buckets], table.upper[buckets]
+    scale, centres = scale[owner], centres[owner]
+    up = moved[:, owner]
+    sums = _exp((lower - centres) * scale) / up
+    up *= _exp((centres - upper) * scale)
+    sums += up
+    sums += 1.0 + np.exp((lower - upper) * scale)
+    return np.asarray(sums, dtype=np.float64)
 
 
 def _exp(exponents: Values) -> Values:

@@ -17,6 +17,7 @@ from shadowserve_capacity.prefetch.predictors import ConstantRate, Naive, PaperP
 from shadowserve_capacity.prefetch.problem import Adaptation, Problem, Proposed, State
 from shadowserve_capacity.prefetch.simulated import Cluster, Faults, run_simulated
 from shadowserve_capacity.prefetch.surrogate import Surrogate
+from shadowserve_capacity.problems.mixture import Mixture, PermutedWalk
 from shadowserve_capacity.problems.named import Named, settled
 
 
@@ -259,6 +260,29 @@ def test_a_fitted_quadratic_tells_nearly_every_decision_once_it_has_seen_enough(
     plain = run_simulated(problem, Cluster(16), PartialData())
     fitted = run_simulated(problem, Cluster(16), Surrogate(problem))
     assert fitted.times[-1] - fitted.times[250] < 0.7 * (plain.times[-1] - plain.times[250])
+
+
+def test_a_fitted_quadratic_holds_where_two_components_have_nearly_the_same_first_coordinate() -> None:
+    rng = np.random.default_rng(3)
+    means = 4.0 * np.eye(8)  # the first coordinates of seven means are equal, so their order says nothing
+    data = rng.standard_normal((20, 8, 200)) + means[rng.integers(0, 8, (20, 200))].transpose(0, 2, 1)
+    scale = Adaptation(float(np.log(2.38**2 / 64 * 8 / 4000)), None)
+    problem = Problem(Mixture(data), means.reshape(-1), 3, 380, scale, PermutedWalk())
+    plain = run_simulated(problem, Cluster(16), PartialData())
+    fitted = run_simulated(problem, Cluster(16), Surrogate(problem))
+    assert fitted.chain.sha256 == plain.chain.sha256
+    assert fitted.times[-1] - fitted.times[250] < 0.8 * (plain.times[-1] - plain.times[250])  # 1.0 if not trusted
+
+
+def test_labels_follow_a_state_nearby_and_every_mean_is_kept() -> None:
+    rng = np.random.default_rng(4)
+    like = rng.uniform(-2.0, 2.0, (8, 8))
+    moved = like + 0.01 * rng.standard_normal((8, 8))
+    target = Mixture(np.zeros((1, 8, 1)))
+    permuted = moved[rng.permutation(8)].reshape(-1)
+    assert np.array_equal(target.aligned(permuted, like.reshape(-1)), moved.reshape(-1))
+    far = rng.uniform(-2.0, 2.0, 64)
+    assert np.array_equal(np.sort(target.aligned(far, like.reshape(-1))), np.sort(far))
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,9 @@ _LEAST_HALF_WIDTH = 0.6
 class Table:
     """Histograms of one quantity in arrays: the buckets that were hit, of one window after the other.
 
-    `lower`, `upper` (log seconds) and `counts` have shape (buckets,). `windows` (filled,) are the windows that have any,
-    `first` (filled,) is where each one's buckets begin, and `owner` (buckets,) whose a bucket is, counted among those.
-    `places` (log seconds, where the integral looks) has shape (21, filled); `spacing` (filled,).
+    `lower`, `upper` (log seconds) and `counts` have shape (buckets,). `windows` (filled,) are the windows that have
+    any, `first` (filled,) is where each one's buckets begin, and `owner` (buckets,) whose a bucket is, counted among
+    those. `places` (log seconds, where the integral looks) has shape (21, filled); `spacing` (filled,).
     """
 
     lower: Values

@@ -109,10 +109,10 @@ class Problem:
             raise TargetFault(f"log prior is {value}")
         return value
 
-    def canonical(self, theta: State) -> State:
-        """Return the state of equal density that stands for `theta`, if the target has a `canonical` to say so."""
-        known: Callable[[State], State] | None = getattr(self.target, "canonical", None)
-        return theta if known is None else known(theta)
+    def aligned(self, theta: State, like: State) -> State:
+        """Return the state of equal density that is nearest to `like`, if the target has an `aligned` to say so."""
+        known: Callable[[State, State], State] | None = getattr(self.target, "aligned", None)
+        return theta if known is None else known(theta, like)
 
     def evaluate(self, theta: State, batch: int) -> float:
         """Return the finite term of one batch; raises TargetFault otherwise."""

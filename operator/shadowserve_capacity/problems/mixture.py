@@ -52,10 +52,23 @@ class Mixture:
                 total += _far_away(means @ chunk - offsets)
         return total
 
-    def canonical(self, theta: State) -> State:
-        """Return the state of equal density whose means are ordered by their first coordinate."""
-        means = theta.reshape(COMPONENTS, DIMENSIONS)
-        return means[np.argsort(means[:, 0], kind="stable")].reshape(-1)
+    def aligned(self, theta: State, like: State) -> State:
+        """Return the state of equal density whose means are in the order of those of `like`, a state not far away."""
+        means, others = theta.reshape(COMPONENTS, DIMENSIONS), like.reshape(COMPONENTS, DIMENSIONS)
+        distances = (means * means).sum(axis=1) - 2.0 * (others @ means.T)
+        order = distances.argmin(axis=1)
+        if len(set(order.tolist())) < COMPONENTS:  # too far away for every mean to be nearest to its own
+            order = _in_turn(distances)
+        return means[order].reshape(-1)
+
+
+def _in_turn(distances: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return for each row a column of its own: the nearest that no row before has taken."""
+    left, order = distances.copy(), np.empty(len(distances), dtype=np.intp)
+    for row in range(len(left)):
+        order[row] = left[row].argmin()
+        left[:, order[row]] = np.inf
+    return order
 
 
 def _far_away(scores: NDArray[np.float64]) -> float:

@@ -14,7 +14,7 @@ from shadowserve_capacity.model.simulation import Simulation
 from shadowserve_capacity.model.synthetic import random_loads
 from shadowserve_capacity.model.work import Load, Work, work_of
 from shadowserve_capacity.prefetch.chain import run_serial
-from shadowserve_capacity.prefetch.predictors import Naive
+from shadowserve_capacity.prefetch.predictors import Naive, PartialData
 from shadowserve_capacity.prefetch.simulated import Cluster, run_simulated
 
 
@@ -91,3 +91,13 @@ def test_prefetching_by_the_formulas_gives_the_serial_chain() -> None:
     guided = run_simulated(problem, Cluster(4), ByFormula.of(target))
     assert guided.chain.sha256 == naive.chain.sha256 == run_serial(problem).sha256
     assert guided.speedup > naive.speedup
+
+
+def test_formulas_that_mislead_are_not_followed() -> None:
+    _, observations = known_pool(8)
+    target = posterior_target(observations, 1, Method.SIMULATION, pilot=90)
+    problem = problems(target, 1, Sampling(chains=1, warm_up=0, steps=150))[0]
+    backwards = replace(target.whitening, factor=-target.whitening.factor)
+    misled = ByFormula.of(replace(target, whitening=backwards))
+    plain, guided = (run_simulated(problem, Cluster(2), each) for each in (PartialData(), misled))
+    assert guided.speedup > 0.93 * plain.speedup

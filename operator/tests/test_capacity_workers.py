@@ -162,7 +162,8 @@ def test_arrays_are_shared_and_not_copied() -> None:
 
 def test_splitting_pays_only_if_shares_outlast_their_messages() -> None:
     assert chosen_split(100, 0.010, 16) == 1
-    assert chosen_split(100, 0.0005, 16) == 4
+    assert chosen_split(100, 0.0005, 16) == 5
+    assert chosen_split(32, 0.002, 2) == 2
     assert chosen_split(100, 0.00001, 16) is None, "an evaluation takes a millisecond"
     assert chosen_split(1, 10.0, 16) is None, "there is nothing to share"
     assert chosen_split(100, 0.010, 1) is None

@@ -23,6 +23,7 @@ from shadowserve_capacity.prefetch.wire import Answer, CallOff, Failure, Order, 
 
 _HANDLING_S = 60e-6
 _ROUND_TRIP_S = 200e-6
+_OUTLASTS = 12.0
 _REPORT_S = 2e-3
 _WAIT_S = 0.5
 _LOOK_S = 0.05
@@ -53,10 +54,10 @@ class Options:
 def chosen_split(batches: int, batch_seconds: float, workers: int) -> int | None:
     """Return the smallest share of an evaluation that is worth its messages; None when splitting does not pay.
 
-    A share must outlast five round trips (the next one waits in the worker's queue meanwhile), and all workers'
-    messages together must not take more than half of the master's time.
+    A share must outlast twelve round trips (the next one waits in the worker's queue meanwhile; two workers' messages
+    then take about 3 % of a core), and all workers' messages together must not take more than half of the master's time.
     """
-    least = max(5.0 * _ROUND_TRIP_S, 2.0 * workers * _HANDLING_S)
+    least = max(_OUTLASTS * _ROUND_TRIP_S, 2.0 * workers * _HANDLING_S)
     split = max(1, math.ceil(least / max(batch_seconds, 1e-9)))
     return split if workers > 1 and 2 * split <= batches else None
 

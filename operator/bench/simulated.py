@@ -2,30 +2,33 @@
 
 Targets are really evaluated, at a size that a laptop can do; time is 17.5 ms a batch of 100 (1.75 s an evaluation, as
 in the paper) and 0.2 ms a message. Every stretch's chain is compared with the serial one.
+
+Burn-in is the paper's: the first 9,575 iterations, of two chains; stretches are evenly spread over them. A predictor
+comes to each with what the chain has taught it by then.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
 
-from phases import Lesson, lesson, positions, stationary, transient
+from phases import Lesson, Walk, stationary, transient, walk
 
 from shadowserve_capacity.prefetch.chain import Position, serial_run
 from shadowserve_capacity.prefetch.master import Policy
 from shadowserve_capacity.prefetch.predictors import Naive, PaperPartialData, PartialData, Predictor
-from shadowserve_capacity.prefetch.problem import Problem
+from shadowserve_capacity.prefetch.problem import Problem, State, Target
 from shadowserve_capacity.prefetch.simulated import Cluster, run_simulated
 from shadowserve_capacity.prefetch.surrogate import Surrogate
 from shadowserve_capacity.problems.named import Named
 
 BATCH_S = 0.0175
 MESSAGE_S = 0.0002
+BURN_IN = 9575
 _WARM, _MEASURED, _PAST = 30, 60, 40
 _SEGMENTS = 8
-_HISTORY = 300
 _SETTLE = 800
-_LONG_HISTORY = 1500
+_HISTORY = 3000
+_SETTLED_HISTORY = 1500
 
 
 @dataclass(frozen=True)
@@ -87,65 +90,95 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Speed:
-    """Simulated seconds of one method on one stretch, against the serial ones."""
+    """Seconds of one method with so many workers on one stretch, simulated, against the serial ones."""
 
-    problem: str
-    phase: str
     method: str
     workers: int
     serial: float
     seconds: float
 
 
-def simulate(stretch: Stretch, method: Method, workers: int) -> tuple[float, float]:
-    """Return serial and simulated seconds of the measured iterations; asserts that the chain is the serial one."""
+@dataclass(frozen=True)
+class Phase:
+    """Stretches of one problem that make one figure."""
+
+    problem: str
+    name: str
+    stretches: Sequence[Stretch]
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """A target that evaluates nothing twice: methods visit the same candidates, and simulated time pays for each."""
+
+    inner: Target
+    known: dict[tuple[bytes, int], float] = field(default_factory=dict)
+
+    @property
+    def batches(self) -> int:
+        """Return the target's batches."""
+        return self.inner.batches
+
+    def log_prior(self, theta: State) -> float:
+        """Return the target's."""
+        return self.inner.log_prior(theta)
+
+    def log_likelihood(self, theta: State, batch: int) -> float:
+        """Return the target's, as it was the first time."""
+        key = theta.tobytes(), batch
+        term = self.known.get(key)
+        if term is None:
+            term = self.known[key] = self.inner.log_likelihood(theta, batch)
+        return term
+
+    def aligned(self, theta: State, like: State) -> State:
+        """Return what the target says, if it says anything."""
+        known: Callable[[State, State], State] | None = getattr(self.inner, "aligned", None)
+        return theta if known is None else known(theta, like)
+
+
+def simulate(stretch: Stretch, workers: Sequence[int]) -> list[Speed]:
+    """Return the speed of every method and worker count; asserts that each chain is the serial one."""
     end = stretch.at.iteration + _WARM + stretch.measured + _PAST
-    problem = replace(stretch.problem, iterations=end)
-    predictor = stretch.lesson.teach(method.predictor(problem))
-    cluster = Cluster(workers, BATCH_S, MESSAGE_S)
-    run = run_simulated(problem, cluster, predictor, method.policy(workers), stretch.at)
-    assert run.chain.sha256 == serial_run(problem, stretch.at)[0].sha256, "not the serial chain"
-    seconds = float(run.times[_WARM + stretch.measured - 1] - run.times[_WARM - 1])
-    return stretch.measured * problem.target.batches * BATCH_S, seconds
+    problem = replace(stretch.problem, target=Remembered(stretch.problem.target), iterations=end)
+    serial = serial_run(problem, stretch.at)[0].sha256
+    seconds = stretch.measured * problem.target.batches * BATCH_S
+    found = []
+    for method in METHODS:
+        for count in workers:
+            predictor = stretch.lesson.teach(method.predictor(problem))
+            cluster = Cluster(count, BATCH_S, MESSAGE_S)
+            run = run_simulated(problem, cluster, predictor, method.policy(count), stretch.at)
+            assert run.chain.sha256 == serial, f"{method.name}, {count} workers: not the serial chain"
+            taken = float(run.times[_WARM + stretch.measured - 1] - run.times[_WARM - 1])
+            found.append(Speed(method.name, count, seconds, taken))
+    return found
 
 
-def burn_in(named: Named, longest: int) -> tuple[int, list[Stretch]]:
-    """Return how long the transient is, and stretches evenly spread over twice that: the paper's burn-in.
-
-    The paper drops the first half of a chain before it asks whether two chains agree, so that its burn-in is at
-    least twice the transient.
-    """
-    problem = named.problem(longest)
-    chain, _ = serial_run(problem)
-    level, _ = serial_run(replace(stationary(named, 300), iterations=300))
-    length = transient(chain, level)
-    where = positions(problem, chain)
-    last = min(2 * length, longest - _WARM - _MEASURED - _PAST)
-    stretches = []
-    for index in range(_SEGMENTS):
-        start = last * index // _SEGMENTS
-        taught, at = lesson(problem, where[max(0, start - _HISTORY)], start)
-        stretches.append(Stretch(problem, at, taught, _MEASURED))
-    return length, stretches
+def burn_in(named: Named, length: int) -> tuple[int, Phase]:
+    """Return how long the transient is, and stretches evenly spread over the first `length` iterations."""
+    problem = named.problem(length + _WARM + _MEASURED + _PAST)
+    chain, level = walk(problem), walk(replace(stationary(named, 300), iterations=300))
+    starts = [length * index // _SEGMENTS for index in range(_SEGMENTS)]
+    stretches = [_stretch(problem, chain, start, _HISTORY, _MEASURED) for start in starts]
+    return transient(chain, level), Phase(named.name, "burn-in", stretches)
 
 
-def settled(named: Named, measured: int) -> Stretch:
+def settled(named: Named, measured: int) -> Phase:
     """Return a stretch of the stationary chain, after a history that an ordinary run would have too."""
-    problem = replace(stationary(named, _SETTLE), iterations=_LONG_HISTORY)
-    taught, at = lesson(problem, Position.first(problem), _LONG_HISTORY)
-    return Stretch(problem, at, taught, measured)
+    problem = replace(stationary(named, _SETTLE), iterations=_SETTLED_HISTORY)
+    stretch = _stretch(problem, walk(problem), _SETTLED_HISTORY, _SETTLED_HISTORY, measured)
+    return Phase(named.name, "stationary", [stretch])
+
+
+def _stretch(problem: Problem, chain: Walk, start: int, history: int, measured: int) -> Stretch:
+    return Stretch(problem, chain.positions[start], chain.lesson(start, history), measured)
 
 
 def speeds(
-    pool: ProcessPoolExecutor, phases: Sequence[tuple[str, str, Sequence[Stretch]]], workers: Sequence[int]
-) -> Iterator[Speed]:
-    """Yield the speed of every method, worker count and phase, as they come out."""
-    asked = []
-    for problem, phase, stretches in phases:
-        for method in METHODS:
-            for count in workers:
-                parts = [pool.submit(partial(simulate, stretch, method, count)) for stretch in stretches]
-                asked.append((problem, phase, method.name, count, parts))
-    for problem, phase, name, count, parts in asked:
-        done = [part.result() for part in parts]
-        yield Speed(problem, phase, name, count, sum(one for one, _ in done), sum(two for _, two in done))
+    pool: ProcessPoolExecutor, phases: Sequence[Phase], workers: Sequence[int]
+) -> Iterator[tuple[Phase, list[Speed]]]:
+    """Yield all speeds of one stretch after another, as they come out."""
+    asked = {pool.submit(simulate, stretch, workers): phase for phase in phases for stretch in phase.stretches}
+    for done in as_completed(asked):
+        yield asked[done], done.result()

@@ -19,7 +19,7 @@ _REMEMBERED = 400
 
 @dataclass(slots=True)
 class ByFormula:
-    """A predictor for a simulated target: a line through recent pairs of the formulas' and the simulation's differences.
+    """A predictor for a simulated target: a line through recent differences by the formulas and by the simulation.
 
     Formulas cost a small part of a simulation. How much they know of it depends on the windows: where they know nothing
     the line is flat, and what is left is what was usual. Until twelve pairs are known nothing is expected.

@@ -55,7 +55,7 @@ def chosen_split(batches: int, batch_seconds: float, workers: int) -> int | None
     """Return the smallest share of an evaluation that is worth its messages; None when splitting does not pay.
 
     A share must outlast twelve round trips (the next one waits in the worker's queue meanwhile; two workers' messages
-    then take about 3 % of a core), and all workers' messages together must not take more than half of the master's time.
+    then take about 3 % of a core), and all workers' messages must not take more than half of the master's time.
     """
     least = max(_OUTLASTS * _ROUND_TRIP_S, 2.0 * workers * _HANDLING_S)
     split = max(1, math.ceil(least / max(batch_seconds, 1e-9)))

@@ -59,7 +59,7 @@ class Mixture:
         order = distances.argmin(axis=1)
         if len(set(order.tolist())) < COMPONENTS:  # too far away for every mean to be nearest to its own
             order = _in_turn(distances)
-        return means[order].reshape(-1)
+        return np.asarray(means[order].reshape(-1), dtype=np.float64)
 
 
 def _in_turn(distances: NDArray[np.float64]) -> NDArray[np.intp]:

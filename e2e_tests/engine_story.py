@@ -4,7 +4,8 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -127,6 +128,29 @@ class Story:
         heads = config["num_attention_heads"]
         head_dim = config.get("head_dim") or config["hidden_size"] // heads
         return KvShape(config["num_hidden_layers"], config["num_key_value_heads"], head_dim, KvDtype.FLOAT32)
+
+
+def reconnected(story: Story) -> None:
+    """Wait until engine B has found its sidecar again."""
+    log = story.stack.folder / "sidecar-b" / "sidecar.log"
+    sidecar = story.stack.sidecars["b"]
+    ready = log.read_text().rfind("ready on")
+    wait_until(lambda: log.read_text().count("session", ready) >= 2, SECONDS, f"engine B at {sidecar.socket}")
+
+
+@contextmanager
+def sidecar_b(story: Story, changes: dict[str, object]) -> Iterator[None]:
+    """Run B's sidecar with a changed configuration."""
+    sidecar = story.stack.sidecars["b"]
+    sidecar.restart(changes)
+    try:
+        story.restore()
+        reconnected(story)
+        yield
+    finally:
+        sidecar.restart()
+        story.restore()
+        reconnected(story)
 
 
 def key_of(name: bytes) -> ChunkKey:

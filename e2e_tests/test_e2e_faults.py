@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 import xxhash
 
-from engine_story import ANSWER_TOKENS, SECONDS, Story, key_of, values_of
+from engine_story import ANSWER_TOKENS, SECONDS, Story, key_of, reconnected, sidecar_b, values_of
 from shadowserve_dataplane.chunks import CHUNK_TOKENS, KvDtype, KvShape
 from shadowserve_dataplane.codec.encode import Encoder
 from shadowserve_dataplane.codec.format import Expected, Limits, parse_header
@@ -241,29 +241,6 @@ def test_sidecar_killed_during_a_fetch_and_restarted(story: Story) -> None:
     story.restore()
     reconnected(story)
     story.works_again()
-
-
-def reconnected(story: Story) -> None:
-    """Wait until engine B has found its sidecar again."""
-    log = story.stack.folder / "sidecar-b" / "sidecar.log"
-    sidecar = story.stack.sidecars["b"]
-    ready = log.read_text().rfind("ready on")
-    wait_until(lambda: log.read_text().count("session", ready) >= 2, SECONDS, f"engine B at {sidecar.socket}")
-
-
-@contextmanager
-def sidecar_b(story: Story, changes: dict[str, object]) -> Iterator[None]:
-    """Run B's sidecar with a changed configuration."""
-    sidecar = story.stack.sidecars["b"]
-    sidecar.restart(changes)
-    try:
-        story.restore()
-        reconnected(story)
-        yield
-    finally:
-        sidecar.restart()
-        story.restore()
-        reconnected(story)
 
 
 def test_landing_buffer_exhausted(story: Story) -> None:

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from engine_story import ANSWER_TOKENS, SECONDS, Story
+from engine_story import ANSWER_TOKENS, SECONDS, Story, sidecar_b
 from shadowserve_dataplane.chunks import CHUNK_TOKENS
 from shadowserve_lab.engine_client import Ask
 from shadowserve_lab.processes import wait_until
@@ -81,6 +81,20 @@ def test_another_cache_salt_shares_nothing_and_answers_the_same(story: Story) ->
     story.b.reset_prefix_cache()
     again, external = story.asked(prompt, salted)
     assert (again.tokens, external) == (truth.tokens, 2 * CHUNK_TOKENS), "who brings the same salt shares"
+
+
+def test_pools_of_one_cache_never_read_one_anothers_chunks(story: Story) -> None:
+    prompt = story.prompt(2)
+    truth = story.computed(prompt)
+    of_a = story.keys()
+    with sidecar_b(story, {"scope": "pool-b"}):
+        story.b.reset_prefix_cache()
+        answer, external = story.asked(prompt)
+        assert (answer.tokens, external) == (truth.tokens, 0)
+        wait_until(lambda: len(story.keys() - of_a) == 2, SECONDS, "the chunks of the other pool")
+        story.b.reset_prefix_cache()
+        again, external = story.asked(prompt)
+        assert (again.tokens, external) == (truth.tokens, 2 * CHUNK_TOKENS), "its own are found"
 
 
 def test_requests_at_the_same_time_get_their_own_caches(story: Story) -> None:

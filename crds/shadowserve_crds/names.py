@@ -39,6 +39,10 @@ TLS_FOLDER: Final = "/etc/shadowserve/tls"
 SECRETS_FOLDER: Final = "/etc/shadowserve/secrets"
 CONNECTOR_FOLDER: Final = "/opt/shadowserve/connector"
 
+# Environment of the sidecar.
+SCOPE_VARIABLE: Final = "SHADOWSERVE_SCOPE"
+"""Whose chunks it reads and writes, unless the cache's isolation is `Shared`."""
+
 # Ports.
 DATA_PLANE_PORT: Final = 9464
 SIDECAR_METRICS_PORT: Final = 9465

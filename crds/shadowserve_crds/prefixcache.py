@@ -324,7 +324,11 @@ class TenancySpec(Section):
     """Who may find whose prefixes."""
 
     isolation: Isolation = Isolation.PER_POOL
-    """`Shared`, `PerPool`, or `PerTenant` by the request's `cache_salt`. A change starts a new cache generation."""
+    """`Shared`, `PerPool`, or `PerTenant` (also by the request's `cache_salt`). A change starts a new cache generation.
+
+    A pool is an InferencePool, or the workload of pods that opt in: their Deployment (by its name), StatefulSet, Job,
+    or a pod alone. A pool that is deleted and made again starts anew.
+    """
 
 
 class IssuerReference(Section):

@@ -235,6 +235,21 @@ def test_both_halves_are_told_deadlines_isolation_and_salt(tmp_path: Path, redis
     assert (welcome.isolation, welcome.salt) == ("PerTenant", b"pool-a")
 
 
+def test_sidecars_of_another_pool_give_their_engines_another_salt(
+    tmp_path: Path, redis_standalone: RedisServer, monkeypatch: pytest.MonkeyPatch
+):
+    salt = tmp_path / "salt"
+    salt.write_bytes(b"secret")
+    salts = []
+    for start, pool in enumerate(("pool-a", "pool-b", "pool-a")):
+        monkeypatch.setenv("SHADOWSERVE_SCOPE", pool)
+        config = config_for(redis_standalone, saltFile=str(salt))
+        with SidecarProcess(tmp_path / str(start), config=config) as sidecar, Client(sidecar.socket, SHAPE) as worker:
+            salts.append(worker.say_hello().salt)
+    assert salts[0] == salts[2], "a restart changes nothing"
+    assert salts[0] != salts[1]
+
+
 def test_ranks_share_the_buffers_and_have_staging_slots_of_their_own(
     sidecar: SidecarProcess, redis_standalone: RedisServer
 ):

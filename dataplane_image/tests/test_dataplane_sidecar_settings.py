@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from shadowserve_dataplane.errors import SettingsError
-from shadowserve_dataplane.sidecar.settings import file_mode, namespace_salt, parse_config, read_config, store_settings
+from shadowserve_dataplane.sidecar.settings import (
+    file_mode,
+    namespace_salt,
+    parse_config,
+    read_config,
+    scoped,
+    store_settings,
+)
 from shadowserve_dataplane.store.topology import Address, Topology
 
 MINIMAL = {"store": {"endpoints": ["store:6379"]}}
@@ -95,3 +102,27 @@ def test_the_salt_is_the_content_of_its_file(tmp_path: Path):
     salt.write_bytes(b"\x00\x01pool")
     assert namespace_salt(parse_config(config_text(saltFile=str(salt)))) == b"\x00\x01pool"
     assert namespace_salt(parse_config(config_text())) == b""
+
+
+def test_every_pool_of_a_cache_has_a_salt_of_its_own_unless_they_share(tmp_path: Path):
+    salt = tmp_path / "salt"
+    salt.write_bytes(b"secret")
+
+    def salt_of(isolation: str, scope: str | None) -> bytes:
+        config = parse_config(config_text(isolation=isolation, saltFile=str(salt)))
+        return namespace_salt(scoped(config, scope))
+
+    for isolation in ("PerPool", "PerTenant"):
+        assert len({salt_of(isolation, scope) for scope in (None, "a", "b")}) == 3
+        assert salt_of(isolation, "a") == salt_of(isolation, "a")
+    assert {salt_of("Shared", scope) for scope in (None, "a", "b")} == {b""}
+    salt.write_bytes(b"secreta")
+    before = salt_of("PerPool", "b")
+    salt.write_bytes(b"secret")
+    assert salt_of("PerPool", "ab") != before, "where salt ends and scope begins matters"
+
+
+def test_a_scope_that_is_given_goes_before_that_of_the_file():
+    config = parse_config(config_text(scope="written"))
+    assert scoped(config, "given").scope == "given"
+    assert scoped(config, None).scope == scoped(config, "").scope == "written"

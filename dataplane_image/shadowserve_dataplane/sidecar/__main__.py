@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from shadowserve_dataplane.errors import SettingsError
-from shadowserve_dataplane.sidecar.settings import Config, Paths, default_paths, read_config
+from shadowserve_dataplane.sidecar.settings import Config, Paths, default_paths, read_config, scoped
 
 _SWITCH_INTERVAL = 0.0005
 """Seconds a thread may keep the interpreter when another wants it: 10 times less than usual, for the event loop."""
@@ -21,7 +21,7 @@ application = typer.Typer(add_completion=False)
 
 
 @application.command()
-def sidecar(
+def sidecar(  # noqa: PLR0913 - one parameter an option is how typer reads a command line
     config: Annotated[Path, typer.Option(help="Settings: keys, limits, tier, store (config.json).")],
     run_dir: Annotated[Path, typer.Option(help="Folder of the socket; one sidecar per folder.")] = _DEFAULTS.run,
     landing_dir: Annotated[
@@ -32,6 +32,10 @@ def sidecar(
     ] = _DEFAULTS.endpoint,
     metrics_port_file: Annotated[
         Path | None, typer.Option(help="Write the port of the metrics there (for metricsPort 0).")
+    ] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option(help="Whose chunks these are, instead of config.json's scope.", envvar="SHADOWSERVE_SCOPE"),
     ] = None,
     verbose: Annotated[bool, typer.Option(help="Log more.")] = False,
 ) -> None:
@@ -45,7 +49,7 @@ def sidecar(
     sys.setswitchinterval(_SWITCH_INTERVAL)
     paths = Paths(run_dir.absolute(), landing_dir.absolute(), endpoint_file, metrics_port_file)
     try:
-        asyncio.run(_run(read_config(config), paths))
+        asyncio.run(_run(scoped(read_config(config), scope), paths))
     except SettingsError as error:
         typer.echo(f"shadowserve-sidecar: {error}", err=True)
         raise typer.Exit(2) from error

@@ -4,8 +4,10 @@ One record per concern, keys as in the file. What cannot work ends as `SettingsE
 was found, and what would work; nothing after this module looks at raw settings again.
 """
 
+import hashlib
 import re
 import ssl
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -83,7 +85,10 @@ class Placement(_Section, frozen=True):
 
 
 class Config(_Section, frozen=True):
-    """The whole of config.json. Sizes are in bytes; `file_mode` is octal and holds for socket and buffer files."""
+    """The whole of config.json. Sizes are in bytes; `file_mode` is octal and holds for socket and buffer files.
+
+    `scope` names the pool: unless isolation is `Shared`, sidecars of another scope find nothing of this one's.
+    """
 
     store: StoreSection
     tier: Literal["Lossless", "High", "Balanced", "Compact"] = "Balanced"
@@ -95,6 +100,7 @@ class Config(_Section, frozen=True):
     placement: Placement = Placement()
     isolation: Literal["Shared", "PerPool", "PerTenant"] = "PerPool"
     salt_file: NonEmpty | None = None
+    scope: NonEmpty | None = None
     file_mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] = "0660"
     metrics_port: Port = 9465
 
@@ -154,8 +160,19 @@ def store_settings(config: Config) -> StoreSettings:
 
 
 def namespace_salt(config: Config) -> bytes:
-    """Return what is mixed into every namespace: the bytes of `saltFile`, nothing when the cache is shared."""
-    return _secret(config.salt_file, "saltFile") if config.salt_file else b""
+    """Return what is mixed into every namespace: `saltFile` and `scope`, nothing when the cache is shared."""
+    if config.isolation == "Shared":
+        return b""
+    salt = _secret(config.salt_file, "saltFile") if config.salt_file else b""
+    if config.scope is None:
+        return salt
+    parts = struct.pack("<I", len(salt)) + salt + config.scope.encode()
+    return hashlib.blake2b(parts, digest_size=32, person=b"shadowserve-pool").digest()
+
+
+def scoped(config: Config, scope: str | None) -> Config:
+    """Return the settings with another scope, if one is given: a config.json may be that of several pools."""
+    return msgspec.structs.replace(config, scope=scope) if scope else config
 
 
 def client_context(files: TlsFiles, key: str) -> ssl.SSLContext:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shadowserve_crds import names
+from shadowserve_operator.desired.scope import owner_scope
 from shadowserve_operator.desired.sidecar import Injected, SidecarTerms, inject
 from shadowserve_operator.kinds import Json
 
@@ -60,7 +61,7 @@ def decide(wish: Wish, terms: SidecarTerms | str | None) -> Verdict:
         return Verdict(_response(wish.uid, []))
     if isinstance(terms, str):
         return _skipped(wish, terms)
-    result = inject(wish.pod, terms)
+    result = inject(wish.pod, terms, owner_scope(wish.pod))
     if isinstance(result, Injected):
         return Verdict(_response(wish.uid, _changes(wish.pod, result.pod)), injected=True)
     return Verdict(_response(wish.uid, [])) if result.settled else _skipped(wish, result.reason)

@@ -39,7 +39,7 @@ def engine_objects(pool: InferencePool, terms: SidecarTerms | None, gateway: boo
     template = _template(pool)
     detached = ""
     if terms is not None:
-        match inject(template, terms):
+        match inject(template, terms, pool.metadata.uid):
             case Injected(pod=injected):
                 template = injected
             case Unchanged(reason=reason):

@@ -71,8 +71,11 @@ class Unchanged:
     settled: bool = False
 
 
-def inject(pod: Mapping[str, Any], terms: SidecarTerms) -> Injected | Unchanged:
-    """Return `pod` with the sidecar, or why not. The pod that was given is left alone."""
+def inject(pod: Mapping[str, Any], terms: SidecarTerms, scope: str = "") -> Injected | Unchanged:
+    """Return `pod` with the sidecar, or why not. The pod that was given is left alone.
+
+    Pods of one `scope` share chunks, also where the cache keeps pools apart; "" is a pod of its own.
+    """
     annotations = pod.get("metadata", {}).get("annotations") or {}
     if version := annotations.get(names.INJECTED_ANNOTATION):
         return Unchanged(f"version {version} of the sidecar is in it already", settled=True)
@@ -85,7 +88,7 @@ def inject(pod: Mapping[str, Any], terms: SidecarTerms) -> Injected | Unchanged:
         return Unchanged(obstacle)
     _prepare_engine(changed["spec"], container, terms.chunk_tokens)
     spec = changed["spec"]
-    spec["initContainers"] = [*_own_containers(terms), *(spec.get("initContainers") or [])]
+    spec["initContainers"] = [*_own_containers(terms, scope), *(spec.get("initContainers") or [])]
     spec["volumes"] = [*(spec.get("volumes") or []), *_volumes(terms)]
     metadata = changed.setdefault("metadata", {})
     metadata["labels"] = {**(metadata.get("labels") or {}), names.CACHE_LABEL: terms.cache}
@@ -165,7 +168,7 @@ def _transfer_config(chunk_tokens: int) -> Json:
     }
 
 
-def _own_containers(terms: SidecarTerms) -> list[Json]:
+def _own_containers(terms: SidecarTerms, scope: str) -> list[Json]:
     """Return the copy of the connector, and the sidecar as a native one: it starts before the engine, ends after it."""
     copies: Json = {
         "name": names.CONNECTOR_CONTAINER,
@@ -194,6 +197,7 @@ def _own_containers(terms: SidecarTerms) -> list[Json]:
         "image": terms.image,
         "command": ["shadowserve-sidecar", "--config", names.CONFIG_PATH],
         "restartPolicy": "Always",
+        "env": [_scope(scope)],
         "securityContext": restricted(UNPRIVILEGED_USER),
         "ports": [{"name": "metrics", "containerPort": names.SIDECAR_METRICS_PORT}],
         "startupProbe": probe,
@@ -201,6 +205,13 @@ def _own_containers(terms: SidecarTerms) -> list[Json]:
         "volumeMounts": mounts,
     }
     return [copies, sidecar]
+
+
+def _scope(scope: str) -> Json:
+    """Return the variable that tells the sidecar whose chunks these are; only the kubelet knows a pod's own uid."""
+    if scope:
+        return {"name": names.SCOPE_VARIABLE, "value": scope}
+    return {"name": names.SCOPE_VARIABLE, "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}}
 
 
 def _shared_mounts() -> list[Json]:

@@ -5,10 +5,11 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from operator_story import cache, condition, create, get, node, operator_running, patch_status, wait
+from operator_story import cache, condition, create, get, node, operator_running, patch_status, pool, wait
 from shadowserve_crds import names
 from shadowserve_lab.home import REPOSITORY
 from shadowserve_operator.cluster import ApiCluster, Cluster
@@ -60,6 +61,36 @@ def test_a_cache_is_made_repaired_settled_and_removed(api: ApiServer, operator: 
     api.kubectl("delete", "pfc", "kv", "--timeout=20s")
     wait(operator, "binding removed", lambda: get(api, "dpub", "card-0") is None)
     api.kubectl("delete", "node", "host-0", "card-0")
+
+
+def test_an_edit_of_a_cache_rolls_its_pools_unless_running_sidecars_are_told(api: ApiServer, operator: Path) -> None:
+    def template() -> dict[str, Any]:
+        found: dict[str, Any] = (get(api, "deployment", "chat") or {"spec": {"template": {}}})["spec"]["template"]
+        return found
+
+    def edit(what: str, **spec: Any) -> None:
+        api.kubectl("patch", what, "--type=merge", "-p", json.dumps({"spec": spec}))
+
+    def written() -> bool:
+        """Whether the settings are those of the last edit."""
+        about = (get(api, "configmap", "edited-config") or {"metadata": {}})["metadata"].get("annotations", {})
+        generation = (get(api, "pfc", "edited") or {"metadata": {}})["metadata"].get("generation")
+        return about.get(names.GENERATION_ANNOTATION) == str(generation)
+
+    create(api, cache("edited"), pool("chat", cacheRef={"name": "edited"}))
+    wait(operator, "engines made", template)
+    before = template()
+    edit("pfc/edited", codec={"tier": "Lossless"})
+    wait(operator, "pods rolled", lambda: template() != before)
+    assert "Lossless" in (get(api, "configmap", "edited-config") or {})["data"]["config.json"]
+    rolled = template()
+    edit("pfc/edited", placement={"order": ["Host"]})
+    wait(operator, "settings written", written)
+    edit("sspool/chat", replicas=2)  # after this the operator has looked at the pool with the new settings
+    wait(operator, "scaled", lambda: (get(api, "deployment", "chat") or {})["spec"]["replicas"] == 2)
+    assert template() == rolled
+    api.kubectl("delete", "sspool", "chat", "--timeout=20s")
+    api.kubectl("delete", "pfc", "edited", "--timeout=20s")
 
 
 def _versions(api: ApiServer) -> dict[str, str]:

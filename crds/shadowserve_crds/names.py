@@ -26,6 +26,10 @@ SKIPPED_ANNOTATION: Final = "shadowserve.io/skipped"
 DATA_PLANE_ANNOTATION: Final = "shadowserve.io/data-plane"
 """Where the data plane of this pod is now; written by the operator, read by the sidecar (downward API)."""
 SPEC_HASH_ANNOTATION: Final = "shadowserve.io/spec-hash"
+CONFIG_ANNOTATION: Final = "shadowserve.io/config"
+"""On an injected pod: a digest of the settings that it was made with (config.json)."""
+GENERATION_ANNOTATION: Final = "shadowserve.io/generation"
+"""On the ConfigMap with config.json: which generation of its PrefixCache it was written for."""
 
 # Inside an injected pod.
 CONNECTOR_CONTAINER: Final = "shadowserve-connector"

@@ -177,13 +177,16 @@ class ExternalStore(Section):
         list[Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:/\s]+):[0-9]{1,5}$")]],
         Field(min_length=1, max_length=64),
     ]
-    """`host:port`; one, or for a cluster any of its members."""
+    """`host:port`; one, or for a cluster any of its members. A change rolls the pods and the data planes."""
     topology: StoreTopology = StoreTopology.STANDALONE
-    """Whether it is one server or a cluster."""
+    """Whether it is one server or a cluster. A change rolls the pods and the data planes."""
     credentials_secret_ref: SecretReference | None = None
-    """Secret with keys `username` (optional) and `password`; unset: no authentication."""
+    """Secret with keys `username` (optional) and `password`; unset: no authentication.
+
+    Naming another one rolls the pods; another password in the same one is read by pods that start later.
+    """
     tls: ExternalTls | None = None
-    """Set to speak TLS with it, `{}` is enough; unset: plain text."""
+    """Set to speak TLS with it, `{}` is enough; unset: plain text. A change rolls the pods and the data planes."""
 
 
 class StoreSpec(Section):
@@ -218,7 +221,10 @@ class CodecSpec(Section):
     """How chunks are encoded."""
 
     tier: CodecTier = CodecTier.BALANCED
-    """`Lossless`, `High` (d=.2), `Balanced` (d=.35), `Compact` (d=.5). Affects new chunks; readers take every tier."""
+    """`Lossless`, `High` (d=.2), `Balanced` (d=.35), `Compact` (d=.5).
+
+    A change rolls the pods and affects new chunks; readers take every tier.
+    """
     transform: Annotated[Transform, rule("self in ['Auto', 'None']", _NO_TRANSFORM_YET)] = Transform.AUTO
     """What is spent on making the bytes fewer. `Auto` falls back to `None` while a model has no profile.
 
@@ -286,7 +292,7 @@ class HostPlacement(Section):
     """The data plane inside the sidecar, on host cores."""
 
     resources: ComputeResources = ComputeResources()
-    """What the pipeline may use; part of the sidecar's requests and limits."""
+    """What the pipeline may use; part of the sidecar's requests and limits. A change rolls the pods."""
 
 
 class PlacementSpec(Section):
@@ -296,13 +302,17 @@ class PlacementSpec(Section):
         Rule("self.order.all(p, self.order.exists_one(q, q == p))", "placement.order names a place twice"),
     )
     order: Annotated[list[PlaceName], Field(min_length=1, max_length=2)] = [PlaceName.DPU, PlaceName.HOST]
-    """Best first; recomputing is always the last resort. `[DPU]` alone: never on host cores. No restart."""
+    """Best first; recomputing is always the last resort. `[DPU]` alone: never on host cores.
+
+    Whether and when cards are used changes within seconds, without a restart. Only adding or removing `Host` rolls the
+    pods: their sidecars get other cores and memory.
+    """
     dpu: DpuPlacement = DpuPlacement()
     """Card nodes and what pods on them get."""
     host: HostPlacement = HostPlacement()
     """Host cores."""
     landing: Landing = Landing.CODES
-    """`Codes`: 8-bit codes land, the engine's scatter dequantizes. `Values`: the data plane dequantizes."""
+    """`Codes`: 8-bit codes land, the engine's scatter dequantizes. `Values`: the data plane does. Rolls the pods."""
     landing_buffer: Quantity = Quantity("512Mi")
     """Memory of every pod for chunks that land; at least 8 chunks of the pool's model. A change rolls the pods."""
 
@@ -311,20 +321,22 @@ class LimitsSpec(Section):
     """What a cache may cost."""
 
     lookup_deadline: Duration = Duration("20ms")
-    """How long a request waits for the answer to "is it cached"; then the engine computes."""
+    """How long a request waits for the answer to "is it cached"; then the engine computes. A change rolls the pods."""
     fetch_deadline: Duration = Duration("5s")
-    """How long it waits for chunks; then the engine computes what has not come."""
+    """How long it waits for chunks; then the engine computes what has not come. A change rolls the pods."""
     max_in_flight_chunks: Annotated[int, Field(ge=1, le=65536)] = 64
-    """Chunks under way to one pod at once."""
+    """Chunks under way to one pod at once. A change rolls the pods."""
     time_to_live: Duration | None = None
-    """How long chunks are kept; unset: until the store needs the room."""
+    """How long chunks are kept; unset: until the store needs the room. A change rolls the pods; older chunks stay."""
 
 
 class TenancySpec(Section):
     """Who may find whose prefixes."""
 
     isolation: Isolation = Isolation.PER_POOL
-    """`Shared`, `PerPool`, or `PerTenant` (also by the request's `cache_salt`). A change starts a new cache generation.
+    """`Shared`, `PerPool`, or `PerTenant` (also by the request's `cache_salt`).
+
+    A change rolls the pods and starts a new cache generation.
 
     A pool is an InferencePool, or the workload of pods that opt in: their Deployment (by its name), StatefulSet, Job,
     or a pod alone. A pool that is deleted and made again starts anew.
@@ -344,9 +356,15 @@ class SecuritySpec(Section):
     """How connections are protected."""
 
     transport: Transport = Transport.MUTUAL_TLS
-    """`MutualTLS`: certificates are issued and rotated by the operator. `Plaintext` must be asked for."""
+    """`MutualTLS`: certificates are issued and rotated by the operator. `Plaintext` must be asked for.
+
+    A change rolls the pods, the data planes and the store.
+    """
     issuer_ref: IssuerReference | None = None
-    """Let cert-manager issue the certificates instead; needs an issuer that tells its authority (`ca.crt`)."""
+    """Let cert-manager issue the certificates instead; needs an issuer that tells its authority (`ca.crt`).
+
+    Setting or unsetting it rolls the pods, the data planes and the store.
+    """
 
 
 class PrefixCacheSpec(Section):

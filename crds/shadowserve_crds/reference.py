@@ -12,6 +12,10 @@ _INTRODUCTION = f"""<!-- Generated from crds/shadowserve_crds by `make generate`
 
 Group and version `{API_VERSION}`. `kubectl explain` says the same. Durations are written as in Go (`50ms`), sizes as
 Kubernetes quantities (`512Mi`). Fields without a default must be set, or may be left out where it says optional.
+
+A change that *rolls the pods* has the pods of InferencePools replaced one after another, as `spec.rollout` says. Pods
+that opted in by a label are not the operator's to replace: they keep the older settings until they are made anew, and
+`shadowserve status` and `explain` name them.
 """
 
 

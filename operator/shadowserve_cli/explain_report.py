@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from shadowserve_cli.picture import Picture
-from shadowserve_cli.status_report import assignments, shown_place, troubles_of, why
+from shadowserve_cli.status_report import assignments, has_older_settings, shown_place, troubles_of, why
 from shadowserve_crds import names
 from shadowserve_crds.prefixcache import PrefixCache
 from shadowserve_operator.desired.sidecar import Unchanged, inject
@@ -40,7 +40,7 @@ def explanation(picture: Picture, pod: Json, namespace_labels: Mapping[str, str]
     found = [_asks(picture, pod)]
     cache = _cache(picture, pod)
     if names.INJECTED_ANNOTATION in _annotations(pod):
-        found += [*_with_sidecar(pod), *_data_plane(picture, pod, cache, now)]
+        found += [*_with_sidecar(pod), *_settings(pod, cache), *_data_plane(picture, pod, cache, now)]
     elif found[0].good and _wanted(picture, pod):
         found.append(Finding("Has it the sidecar?", f"no: {_why_not(picture, pod, cache, namespace_labels)}", False))
     if cache is not None:
@@ -95,6 +95,20 @@ def _running(status: Mapping[str, Any]) -> Finding:
     detail = state.get("waiting") or state.get("terminated") or {}
     said = f"{detail.get('reason', 'not started')} {detail.get('message', '')}".strip()
     return Finding(question, f"no: {said}{again}", False)
+
+
+def _settings(pod: Json, cache: PrefixCache | None) -> Iterable[Finding]:
+    if cache is None:
+        return
+    question = "Has it its cache's settings?"
+    if not has_older_settings(pod, cache):
+        yield Finding(question, "yes: those of now")
+        return
+    older = f"no: older ones than PrefixCache {cache.name} gives now"
+    if names.POOL_LABEL in _labels(pod):
+        yield Finding(question, f"{older}; its InferencePool is replacing it", False)
+    else:
+        yield Finding(question, f"{older}. Delete the pod, or restart its workload, so that it is made anew", False)
 
 
 def _data_plane(picture: Picture, pod: Json, cache: PrefixCache | None, now: datetime) -> Iterable[Finding]:

@@ -11,8 +11,10 @@ from shadowserve_crds.dpubinding import DPUBindingCondition
 from shadowserve_crds.inferencepool import InferencePool
 from shadowserve_crds.prefixcache import PlaceName, PrefixCache
 from shadowserve_operator.desired.assignment import Assignment, assign, place_of
+from shadowserve_operator.desired.config import config_digest
 from shadowserve_operator.desired.left_out import why_left_out
 from shadowserve_operator.desired.pairing import resolve
+from shadowserve_operator.kinds import Json
 from shadowserve_operator.leader import Turn, decide
 from shadowserve_operator.observe import data_planes, engines
 
@@ -101,6 +103,7 @@ def report(picture: Picture, now: datetime) -> Report:
     troubles += [trouble for pool in picture.pools for trouble in troubles_of(pool, "sspool")]
     troubles += _mispaired(picture, troubles)
     troubles += _left_out(picture)
+    troubles += _outdated(picture)
     pods = tuple(line for cache in picture.caches for line in pod_lines(picture, cache, now))
     return Report(
         operator=who,
@@ -239,3 +242,20 @@ def _left_out(picture: Picture) -> Iterable[Trouble]:
         if problem := why_left_out(pod):
             namespace, name = pod["metadata"]["namespace"], pod["metadata"]["name"]
             yield Trouble(f"pod {namespace}/{name}", problem, f"shadowserve explain {name} -n {namespace}")
+
+
+def _outdated(picture: Picture) -> Iterable[Trouble]:
+    """Yield the pods with older settings that nobody replaces: those of a pool are rolled."""
+    for cache in picture.caches:
+        for pod in picture.pods_of(cache.namespace, names.CACHE_LABEL, cache.name):
+            metadata = pod["metadata"]
+            if names.POOL_LABEL not in metadata["labels"] and has_older_settings(pod, cache):
+                about = f"pod {metadata['namespace']}/{metadata['name']}"
+                problem = f"runs with older settings than PrefixCache {cache.name} gives now"
+                yield Trouble(about, problem, f"kubectl -n {metadata['namespace']} delete pod {metadata['name']}")
+
+
+def has_older_settings(pod: Json, cache: PrefixCache) -> bool:
+    """Return whether an injected pod was made with other settings than its cache gives now."""
+    annotations = pod["metadata"].get("annotations") or {}
+    return names.INJECTED_ANNOTATION in annotations and annotations.get(names.CONFIG_ANNOTATION) != config_digest(cache)

@@ -8,9 +8,11 @@ from shadowserve_crds.base import InvalidResource
 from shadowserve_crds.inferencepool import InferencePool
 from shadowserve_crds.prefixcache import PrefixCache
 from shadowserve_operator.cluster import Cluster
+from shadowserve_operator.desired.config import config_map_name, is_written
 from shadowserve_operator.desired.engine import pod_selector
 from shadowserve_operator.errors import NotServed
 from shadowserve_operator.kinds import (
+    CONFIG_MAP,
     DEPLOYMENT,
     DISRUPTION_BUDGET,
     GATEWAY_POOL,
@@ -42,7 +44,7 @@ class PoolSnapshot:
     """What is. `cache_error` is why the PrefixCache that the pool names cannot be used, in words.
 
     `missing` are objects that the pool refers to and that do not exist, in words. `gateway`: the kind of pools of the
-    Gateway API inference extension is installed.
+    Gateway API inference extension is installed. `configured`: the settings of sidecars are those of the cache's spec.
     """
 
     children: Mapping[Ref, Json]
@@ -51,6 +53,7 @@ class PoolSnapshot:
     cache_error: str = ""
     missing: tuple[str, ...] = ()
     gateway: bool = False
+    configured: bool = True
 
     @property
     def deployment(self) -> Json | None:
@@ -75,6 +78,7 @@ async def observe_pool(cluster: Cluster, pool: InferencePool) -> PoolSnapshot:
         cache_error=error,
         missing=await _missing(cluster, pool),
         gateway=gateway is not None,
+        configured=cache is None or await _configured(cluster, cache),
     )
 
 
@@ -97,6 +101,10 @@ async def _cache(cluster: Cluster, pool: InferencePool) -> tuple[PrefixCache | N
         return PrefixCache.parse(body), ""
     except InvalidResource as invalid:
         return None, str(invalid)
+
+
+async def _configured(cluster: Cluster, cache: PrefixCache) -> bool:
+    return is_written(cache, await cluster.get(Ref(CONFIG_MAP, cache.namespace, config_map_name(cache))))
 
 
 async def _missing(cluster: Cluster, pool: InferencePool) -> tuple[str, ...]:

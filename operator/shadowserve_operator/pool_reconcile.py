@@ -1,7 +1,8 @@
 """The whole story of an InferencePool, one path for every occasion: observe, decide what should be, plan, act, tell.
 
 While the PrefixCache that a pool names does not exist, its engines are left as they are: started without the cache
-they would all be replaced as soon as it comes, and often both are created in the same moment.
+they would all be replaced as soon as it comes, and often both are created in the same moment. Likewise after an edit of
+it: pods that started before their settings are written would keep the old ones.
 """
 
 import logging
@@ -58,6 +59,8 @@ async def reconcile_inferencepool(
 def desired_pool(pool: InferencePool, snapshot: PoolSnapshot, settings: OperatorSettings) -> EngineObjects | None:
     """Return what should exist; None: what is there is left as it is, because something that it needs is missing."""
     if snapshot.cache_error or snapshot.missing or refused_flags(pool) or chunk_mismatch(pool, snapshot):
+        return None
+    if not snapshot.configured:
         return None
     terms = sidecar_terms(snapshot.cache, settings) if snapshot.cache else None
     return engine_objects(pool, terms, snapshot.gateway)

@@ -66,6 +66,8 @@ def _engines_ready(pool: InferencePool, snapshot: PoolSnapshot, facts: PoolFacts
         return condition(kind, False, Reason.FAILED, f"spec.engine.args sets {', '.join(flags)}: use {fields}")
     if facts.obstacles:
         return condition(kind, False, Reason.ERROR, "; ".join(facts.obstacles))
+    if snapshot.deployment is None and not snapshot.configured and snapshot.cache is not None:
+        return condition(kind, False, Reason.PENDING, f"waits for the settings of PrefixCache {snapshot.cache.name}")
     if ready >= wanted:
         lacking = wants_gateway_pool(pool) and not snapshot.gateway
         note = "; no gateway has a pool of them: the CRDs of the Gateway API inference extension are not installed"

@@ -7,6 +7,7 @@ from shadowserve_cli.picture import Picture
 from shadowserve_crds import names
 from shadowserve_crds.inferencepool import InferencePool
 from shadowserve_crds.prefixcache import PrefixCache
+from shadowserve_operator.desired.config import config_digest
 from shadowserve_operator.desired.pairing import Node
 from shadowserve_operator.kinds import Json
 from shadowserve_operator.webhook_identity import HOOK
@@ -34,7 +35,8 @@ def pool(*conditions: Json, **spec: Any) -> InferencePool:
 
 
 def pod(name: str, told: str | None = None, injected: bool = True, **more: Any) -> Json:
-    annotations = {names.INJECTED_ANNOTATION: "0.1.0"} if injected else {}
+    made = {names.INJECTED_ANNOTATION: "0.1.0", names.CONFIG_ANNOTATION: config_digest(cache())}
+    annotations = made if injected else {}
     annotations |= {} if told is None else {names.DATA_PLANE_ANNOTATION: told}
     labels = {names.CACHE_LABEL: "kv"}
     metadata = {"name": name, "namespace": "default", "uid": name, "labels": labels, "annotations": annotations}

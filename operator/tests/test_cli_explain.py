@@ -116,3 +116,20 @@ def test_label_selectors_as_the_api_server_reads_them(
     expression: dict[str, Any], labels: dict[str, str], selected: bool
 ) -> None:
     assert (unselected({"matchExpressions": [expression]}, labels) == "") is selected
+
+
+def test_a_pod_with_older_settings_is_named_until_it_is_made_anew() -> None:
+    question, body = "Has it its cache's settings?", pod("a", told="")
+    assert findings(body, picture(pods=(body,)))[question].good
+    edited = picture(pods=(body,), caches=(cache(codec={"tier": "High"}),))
+    found = findings(body, edited)[question]
+    assert (found.good, "Delete the pod" in found.answer) == (False, True)
+    body["metadata"]["labels"][names.POOL_LABEL] = "chat"
+    assert "its InferencePool is replacing it" in findings(body, edited)[question].answer
+
+
+@pytest.mark.parametrize("order", [["Host"], ["Host", "DPU"]])
+def test_an_edit_that_reaches_a_running_pod_makes_it_no_older(order: list[str]) -> None:
+    body = pod("a", told="")
+    edited = picture(pods=(body,), caches=(cache(placement={"order": order}),))
+    assert findings(body, edited)["Has it its cache's settings?"].good

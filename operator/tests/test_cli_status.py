@@ -130,3 +130,14 @@ def test_a_silent_card_is_left() -> None:
     pods = (pod("a", told=""), data_plane())
     (line,) = report(picture(pods=pods, nodes=nodes(ready=False)), NOW).pods
     assert (line.place, line.why) == ("host", "no data plane serves on card-0")
+
+
+def test_pods_that_nobody_replaces_and_that_have_older_settings_are_told_of() -> None:
+    of_pool = pod("b", told="")
+    of_pool["metadata"]["labels"][names.POOL_LABEL] = "chat"
+    edited = cache(limits={"lookupDeadline": "1s"})
+    found = report(picture(pods=(pod("a", told=""), of_pool), caches=(edited,)), NOW)
+    (trouble,) = found.troubles
+    assert trouble.about == "pod default/a"
+    assert "older settings than PrefixCache kv gives now" in trouble.problem
+    assert trouble.look == "kubectl -n default delete pod a"

@@ -8,6 +8,8 @@ from fakes import FakeCluster, Killed
 
 from shadowserve_crds import names
 from shadowserve_crds.inferencepool import InferencePoolStatus
+from shadowserve_crds.prefixcache import PrefixCache
+from shadowserve_operator.desired.config import config_map
 from shadowserve_operator.kinds import (
     DEPLOYMENT,
     DISRUPTION_BUDGET,
@@ -48,9 +50,17 @@ def cache(**spec: Any) -> Json:
 
 def a_cluster(**changes: Any) -> FakeCluster:
     cluster = FakeCluster("default")
-    for body in (claim(), cache(), pool(**changes)):
-        cluster.put(body)
+    cluster.put(claim())
+    put_cache(cluster)
+    cluster.put(pool(**changes))
     return cluster
+
+
+def put_cache(cluster: FakeCluster, generation: int = 1, **spec: Any) -> None:
+    """Put a PrefixCache there, or edit it, and the settings of its sidecars, as its own reconcile does."""
+    body = cache(**spec)
+    live = cluster.put({**body, "metadata": {**body["metadata"], "generation": generation}})
+    cluster.put(config_map(PrefixCache.parse(live)))
 
 
 def pod(name: str, told: str | None = None, injected: bool = True, **status: Any) -> Json:
@@ -140,7 +150,7 @@ async def test_a_cache_that_does_not_exist_is_named_and_heals_when_it_comes() ->
     assert conditions(cluster)["CacheAttached"] == ("False", "CacheNotFound")
     assert "PrefixCache kv does not exist in default: create it" in message(cluster, "CacheAttached")
     assert ENGINES not in cluster.objects
-    cluster.put(cache())
+    put_cache(cluster)
     await until_quiet(cluster)
     assert ENGINES in cluster.objects
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fakes import FakeCluster
-from test_operator_inferencepool import ENGINES, NOW, POOL, a_cluster, cache, pool, until_quiet
+from test_operator_inferencepool import ENGINES, NOW, POOL, a_cluster, pool, put_cache, until_quiet
 
 from shadowserve_crds import names
 from shadowserve_crds.prefixcache import PrefixCache
@@ -48,7 +48,7 @@ def root(cluster: FakeCluster, engines: Ref, folder: Path) -> bytes:
 
 async def two_pools(**tenancy: str) -> tuple[FakeCluster, Ref]:
     cluster = a_cluster()
-    cluster.put(cache(tenancy=tenancy))
+    put_cache(cluster, tenancy=tenancy)
     second = pool()
     cluster.put({**second, "metadata": {**second["metadata"], "name": "other"}})
     await until_quiet(cluster)

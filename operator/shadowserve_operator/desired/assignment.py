@@ -73,6 +73,8 @@ def _assign(
 ) -> Assignment:
     if PlaceName.DPU not in order:
         return Assignment(pod, "", "the cache's placement.order does not name DPU")
+    if order[0] is PlaceName.HOST:
+        return Assignment(pod, "", "the cache's placement.order names the host first")
     cards = pairing.cards_of(pod.node)
     if not cards:
         return Assignment(pod, "", f"no card is paired with host {pod.node}")

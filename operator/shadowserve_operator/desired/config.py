@@ -1,15 +1,19 @@
-"""config.json of the sidecars of one PrefixCache, as `shadowserve_dataplane.sidecar.settings` reads it."""
+"""config.json of the sidecars of one PrefixCache, as `shadowserve_dataplane.sidecar.settings` reads it.
+
+Sidecars read it once, when they start. What a running one has to follow travels by the pod's annotation: which card it
+uses, if any. So whether cards may be used is not in here, and a change of that is none of config.json.
+"""
 
 import json
 from typing import Any
 
 from shadowserve_crds import names
-from shadowserve_crds.prefixcache import Isolation, PrefixCache, StoreTopology, StoreType, Transport
-from shadowserve_operator.desired.labels import labels_of, rendered
+from shadowserve_crds.prefixcache import Isolation, PlaceName, PrefixCache, StoreTopology, StoreType, Transport
+from shadowserve_operator.desired.labels import digest, labels_of, owner_reference, rendered
 from shadowserve_operator.kinds import Json
 
 STAGING_BYTES = 128 << 20
-STORE, DATA_PLANE, SIDECAR = "store", "data-plane", "sidecar"
+STORE, DATA_PLANE, SIDECAR, CONFIG = "store", "data-plane", "sidecar", "config"
 """Components, as in labels and names."""
 
 
@@ -45,13 +49,36 @@ def data_plane_name(cache: PrefixCache) -> str:
 
 def config_map(cache: PrefixCache, username: str | None = None) -> Json:
     """Return the ConfigMap; `username` is that of an external store, if it has users."""
+    metadata = {
+        "name": config_map_name(cache),
+        "labels": labels_of(cache.name, CONFIG),
+        "annotations": {names.GENERATION_ANNOTATION: str(cache.metadata.generation)},
+    }
     body = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": config_map_name(cache), "labels": labels_of(cache.name, "config")},
+        "metadata": metadata,
         "data": {"config.json": json.dumps(sidecar_config(cache, username), indent=2, sort_keys=True)},
     }
     return rendered(cache, body)
+
+
+def is_written(cache: PrefixCache, live: Json | None) -> bool:
+    """Return whether the ConfigMap that is there is this cache's, and not older than its spec."""
+    if live is None:
+        return False
+    metadata = live["metadata"]
+    ours = owner_reference(cache)["uid"] in {owner["uid"] for owner in metadata.get("ownerReferences") or ()}
+    written = (metadata.get("annotations") or {}).get(names.GENERATION_ANNOTATION, "")
+    return ours and written.isdecimal() and int(written) >= cache.metadata.generation
+
+
+def config_digest(cache: PrefixCache) -> str:
+    """Return what changes when sidecars have to be started anew, and at no other edit of the cache."""
+    external = cache.spec.store.external
+    authority = external.tls.ca_secret_ref if external and external.tls else None
+    named = [external.credentials_secret_ref, authority] if external else []
+    return digest([sidecar_config(cache), [each.name if each else "" for each in named]])
 
 
 def sidecar_user() -> str:
@@ -69,8 +96,9 @@ def sidecar_config(cache: PrefixCache, username: str | None = None) -> Json:
     }
     if spec.limits.time_to_live is not None:
         limits["timeToLiveSeconds"] = spec.limits.time_to_live.seconds
+    host = [str(PlaceName.HOST)] if PlaceName.HOST in spec.placement.order else []
     placement: Json = {
-        "order": [str(place) for place in spec.placement.order],
+        "order": [str(PlaceName.DPU), *host],
         "workers": max(1, int(spec.placement.host.resources.cpu.amount)),
     }
     config: Json = {

@@ -36,6 +36,7 @@ class SidecarTerms:
     """What a PrefixCache gives its pods. `memory` is the pipeline's own; the buffers (bytes) come on top.
 
     `config_map` holds config.json, `secret` the store's password and the tenants' salt, `tls_secret` a certificate.
+    `config_digest` stands in the pod, so that a template changes when config.json does.
     """
 
     version: str
@@ -49,6 +50,7 @@ class SidecarTerms:
     landing_bytes: int
     staging_bytes: int
     chunk_tokens: int = 256
+    config_digest: str = ""
 
     @property
     def buffer_bytes(self) -> int:
@@ -92,7 +94,8 @@ def inject(pod: Mapping[str, Any], terms: SidecarTerms, scope: str = "") -> Inje
     spec["volumes"] = [*(spec.get("volumes") or []), *_volumes(terms)]
     metadata = changed.setdefault("metadata", {})
     metadata["labels"] = {**(metadata.get("labels") or {}), names.CACHE_LABEL: terms.cache}
-    metadata["annotations"] = {**annotations, names.INJECTED_ANNOTATION: terms.version}
+    ours = {names.INJECTED_ANNOTATION: terms.version, names.CONFIG_ANNOTATION: terms.config_digest}
+    metadata["annotations"] = {**annotations, **ours}
     return Injected(changed)
 
 

@@ -2,7 +2,14 @@
 
 from shadowserve_crds.prefixcache import PlaceName, PrefixCache, Transport
 from shadowserve_crds.quantities import Quantity
-from shadowserve_operator.desired.config import SIDECAR, STAGING_BYTES, config_map_name, secret_name, tls_secret_name
+from shadowserve_operator.desired.config import (
+    SIDECAR,
+    STAGING_BYTES,
+    config_digest,
+    config_map_name,
+    secret_name,
+    tls_secret_name,
+)
 from shadowserve_operator.desired.sidecar import SidecarTerms
 from shadowserve_operator.settings import OperatorSettings
 
@@ -26,4 +33,5 @@ def sidecar_terms(cache: PrefixCache, settings: OperatorSettings) -> SidecarTerm
         landing_bytes=int(cache.spec.placement.landing_buffer),
         staging_bytes=STAGING_BYTES,
         chunk_tokens=cache.spec.codec.chunk_tokens,
+        config_digest=config_digest(cache),
     )

@@ -6,6 +6,7 @@ from typing import Any
 import kopf
 
 from shadowserve_crds import names
+from shadowserve_operator.desired.config import CONFIG
 from shadowserve_operator.handlers.keeping import register_kind
 from shadowserve_operator.kinds import INFERENCE_POOL
 from shadowserve_operator.pool_reconcile import reconcile_inferencepool
@@ -28,6 +29,14 @@ def register(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
         metadata = body["metadata"]
         seen = (metadata.get("uid"), metadata.get("generation"), metadata.get("deletionTimestamp"), type == "DELETED")
         if runtime.news("PrefixCache", namespace or "", name, seen):
+            runtime.pokes.poke(_KIND, namespace or "")
+
+    @kopf.on.event("configmaps", labels={**_OURS, names.COMPONENT_LABEL: CONFIG}, registry=registry)
+    async def settings_written(namespace: str | None, name: str, body: Mapping[str, Any], **_: Any) -> None:
+        """Poke when the settings of sidecars were written for another generation of their cache."""
+        metadata = body["metadata"]
+        seen = (metadata.get("uid"), (metadata.get("annotations") or {}).get(names.GENERATION_ANNOTATION))
+        if runtime.news("ConfigMap", namespace or "", name, seen):
             runtime.pokes.poke(_KIND, namespace or "")
 
     async def related(namespace: str | None, labels: Mapping[str, str], **_: Any) -> None:

@@ -30,7 +30,8 @@ _READS, _WRITES = ("get", "list"), ("apply", "overwrite", "delete", "write_statu
 _KINDS = (*CHILD_KINDS, DEPLOYMENT, POD, PREFIX_CACHE, INFERENCE_POOL)
 _CARD = Ref(DPU_BINDING, "", "card-0")
 _CHANCE = re.compile(
-    r'"(uid|resourceVersion|creationTimestamp|generation|clusterIPs?|cacheGeneration)": ("[^"]*"|\d+|\[[^\]]*\]),? ?'
+    r'"(uid|resourceVersion|creationTimestamp|generation|clusterIPs?|cacheGeneration|shadowserve.io/config)": '
+    r'("[^"]*"|\d+|\[[^\]]*\]),? ?'
 )
 _RESOURCES = ((PREFIX_CACHE, "kv"), (INFERENCE_POOL, "chat"))
 _MOST_ROUNDS = 12
@@ -141,6 +142,7 @@ async def released(api: ApiServer, namespace: str) -> None:
 async def shape(cluster: ApiCluster, namespace: str) -> dict[str, str]:
     """Return every object, without what chance, time and the namespace's name decide."""
     bodies = [body for kind in _KINDS for body in await cluster.list(kind, namespace)]
+    (scope,) = [body["metadata"]["uid"] for body in bodies if body["kind"] == INFERENCE_POOL.name]
     found = {}
     for body in [*bodies, *await cluster.list(DPU_BINDING)]:
         metadata = body["metadata"]
@@ -149,7 +151,7 @@ async def shape(cluster: ApiCluster, namespace: str) -> dict[str, str]:
         annotations = {key: value for key, value in metadata.get("annotations", {}).items() if "hash" not in key}
         kept = {"labels": metadata.get("labels"), "annotations": annotations, "owners": metadata.get("ownerReferences")}
         text = json.dumps({**body, "metadata": kept}, sort_keys=True).replace(namespace, "NAMESPACE")
-        found[f"{body['kind']}/{metadata['name']}"] = _CHANCE.sub("", text)
+        found[f"{body['kind']}/{metadata['name']}"] = _CHANCE.sub("", text.replace(scope, "SCOPE"))
     return found
 
 

@@ -14,6 +14,7 @@ from shadowserve_testbed.images.architecture import native
 from shadowserve_testbed.images.catalogue import PYTHON_BASE, Images
 from shadowserve_testbed.images.enter import run_inside
 from shadowserve_testbed.images.oci import Configuration
+from shadowserve_testbed.images.python import NOT_IN_IMAGES
 
 pytestmark = pytest.mark.timeout(900)  # wheels are downloaded
 _SECONDS = 600.0
@@ -86,5 +87,6 @@ def test_a_dockerfile_builds_and_its_commands_start(
         assert "Usage" in inside(command, "--help")
     version = f"from importlib.metadata import version; print(version('{pinned}'))"
     assert inside("python", "-c", version).strip() == _pins()[pinned]
-    torch = "import importlib.util; print(importlib.util.find_spec('torch'))"
-    assert inside("python", "-c", torch).strip() == "None"
+    for absent in ("torch", *NOT_IN_IMAGES):
+        find = f"import importlib.util; print(importlib.util.find_spec('{absent}'))"
+        assert inside("python", "-c", find).strip() == "None"

@@ -20,6 +20,7 @@ from shadowserve_testbed.images.debian import System, unpack
 from shadowserve_testbed.images.enter import run_inside
 from shadowserve_testbed.images.errors import ImageError
 from shadowserve_testbed.images.oci import Configuration, write_archive, write_layer
+from shadowserve_testbed.images.python import NOT_IN_IMAGES
 from shadowserve_testbed.images.volumes import (
     EngineFiles,
     engine_section,
@@ -77,9 +78,11 @@ def test_python_never_compiles_in_a_container(images: Images) -> None:
         _inside(images, DATA_PLANE, f"test -f {cached}")
 
 
-def test_the_data_plane_has_no_torch(images: Images) -> None:
-    script = "import importlib.util; print(importlib.util.find_spec('torch'))"
-    assert _inside(images, DATA_PLANE, f'python -c "{script}"').strip() == "None"
+@pytest.mark.parametrize("reference", [DATA_PLANE, OPERATOR])
+@pytest.mark.parametrize("package", ["torch", *NOT_IN_IMAGES])
+def test_an_image_lacks_what_it_does_not_run(images: Images, reference: str, package: str) -> None:
+    script = f"import importlib.util; print(importlib.util.find_spec('{package}'))"
+    assert _inside(images, reference, f'python -c "{script}"').strip() == "None"
 
 
 def test_the_store_has_what_its_watcher_of_certificates_uses(images: Images) -> None:

@@ -1,6 +1,9 @@
 """The command line itself: its help, and its words when there is no cluster."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,3 +54,14 @@ def test_a_plan_needs_no_cluster(application: object, tmp_path: Path) -> None:
     done = RUNNER.invoke(application, ["plan", "-f", str(manifest)])  # type: ignore[arg-type]
     assert done.exit_code == 0
     assert "create StatefulSet kv-store" in done.output
+
+
+def test_without_the_test_bed_everything_else_is_there() -> None:
+    """As in our images. A process of its own: nothing that was imported here is there."""
+    sources = Path(__file__).parents[2]
+    product = os.pathsep.join(str(sources / part) for part in ("crds", "dataplane_image", "operator"))
+    command = [sys.executable, "-m", "shadowserve_cli.main", "--help"]
+    environment = {**os.environ, "PYTHONPATH": product}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, cwd=sources, check=True)
+    assert {"status", "capacity", "chunk"} <= set(done.stdout.split())
+    assert "testbed" not in done.stdout

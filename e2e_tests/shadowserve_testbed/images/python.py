@@ -16,9 +16,12 @@ from typing import Any
 from shadowserve_lab.home import PINS, REPOSITORY
 from shadowserve_testbed.images.architecture import Architecture
 from shadowserve_testbed.images.commands import run
+from shadowserve_testbed.images.errors import ImageError
 
 PYTHON_OF = {"bookworm": "3.11", "trixie": "3.13"}
 """The Python of each Debian release."""
+NOT_IN_IMAGES = ("shadowserve_lab", "shadowserve_testbed")
+"""Packages of the wheel that the Dockerfiles leave out as well."""
 HOME = "opt/shadowserve"
 """Where our environment is, as in the images of the Dockerfiles."""
 _GLIBC = "manylinux_2_36"  # bookworm's
@@ -112,14 +115,23 @@ def site_packages(tree: Path, suite: str) -> Path:
 
 
 def _project() -> dict[str, Any]:
-    whole = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-    project: dict[str, Any] = whole["project"]
+    project: dict[str, Any] = _pyproject()["project"]
     return project
 
 
 def _packages() -> list[Path]:
-    whole = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-    return [REPOSITORY / name for name in whole["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
+    packages = [REPOSITORY / name for name in _pyproject()["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]]
+    return [package for package in packages if package.name not in NOT_IN_IMAGES]
+
+
+def _pyproject() -> dict[str, Any]:
+    try:
+        return tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    except FileNotFoundError as error:
+        raise ImageError(
+            "our images are made from the sources, and this is an installed wheel: in a checkout of the repository, "
+            "install with pip install -e '.[operator]'"
+        ) from error
 
 
 def _files(package: Path) -> Iterator[Path]:

@@ -52,5 +52,6 @@ def test_an_index_that_cannot_be_asked_is_an_error_and_not_a_missing_wheel(
     monkeypatch.delenv("UV_NO_INDEX")
     monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with pytest.raises(SetupError, match="cannot be asked for torch"):
         offered(uv, Path(sys.prefix), "torch==2.13.0+cpu")

@@ -14,7 +14,7 @@ from operator_story import access_of, cache, condition, create, get, node, opera
 from shadowserve_crds import names
 from shadowserve_lab.home import REPOSITORY, default_home
 from shadowserve_testbed.api_server import ApiServer
-from shadowserve_testbed.binaries import Binaries
+from shadowserve_testbed.binaries import KUBECTL, Binaries
 
 pytestmark = pytest.mark.timeout(1800)  # the first time, the API server is built
 _SYSTEM = "shadowserve-system"
@@ -104,7 +104,8 @@ def test_from_install_to_a_pod_on_its_way(installed: ApiServer, tmp_path: Path) 
 
         found = told(api, "doctor", code=1)
         said = verdicts(found)
-        for each in ("custom resources", "operator acts", "operator's rights", "our pods are admitted", "certificates"):
+        good = ("custom resources", "operator acts", "operator's rights", "our pods are admitted", "certificates")
+        for each in (*good, "network policies"):
             assert said[each] == "ok", found
         assert said["pairing"] == "ok"
         assert said["webhook answers"] == "wrong", "no webhook runs here"
@@ -118,6 +119,28 @@ def test_from_install_to_a_pod_on_its_way(installed: ApiServer, tmp_path: Path) 
         api.kubectl("delete", "pfc", "kv", "--timeout=20s")
     api.kubectl("delete", "pod", "injected", "--force")
     api.kubectl("delete", "node", "host-0", "card-0")
+
+
+def test_a_namespace_without_network_policies_is_found_and_the_fix_that_is_told_mends_it(installed: ApiServer) -> None:
+    api = installed
+    create(api, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "chat"}})
+    elsewhere = cache("kv")
+    elsewhere["metadata"]["namespace"] = "chat"
+    create(api, elsewhere, cache("kv"))
+    try:
+        (found,) = [each for each in told(api, "doctor", code=1)["checks"] if each["name"] == "network policies"]
+        assert found["verdict"] == "warning"
+        assert found["found"] == "every pod may try to reach the data planes of chat, stores of chat"
+        kubectl = Binaries(default_home()).path(KUBECTL).parent
+        environment = {"PATH": f"{kubectl}:/usr/bin:/bin", "KUBECONFIG": str(api.kubeconfig)}
+        fix = ["sh", "-c", found["fix"]]
+        subprocess.run(fix, env=environment, cwd=REPOSITORY, check=True, timeout=_COMMAND_SECONDS)
+        assert verdicts(told(api, "doctor", code=1))["network policies"] == "ok"
+    finally:
+        for namespace in ("chat", "default"):
+            api.kubectl("delete", "pfc", "kv", "-n", namespace)
+        api.kubectl("delete", "networkpolicy", "--all", "-n", "chat")
+        api.kubectl("delete", "namespace", "chat", "--wait=false")
 
 
 def test_old_custom_resources_and_lost_rights_are_found(installed: ApiServer) -> None:

@@ -5,22 +5,28 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from shadowserve_cli.doctor_facts import OPERATOR, OTHER_POOL, Facts
+from shadowserve_cli.explain_report import unselected
 from shadowserve_cli.status_report import operator_says
 from shadowserve_crds import names
 from shadowserve_crds.conditions import READY, ConditionStatus
 from shadowserve_crds.generate import KINDS
 from shadowserve_crds.inferencepool import InferencePool
-from shadowserve_crds.prefixcache import PlaceName, PrefixCache
+from shadowserve_crds.prefixcache import PlaceName, PrefixCache, StoreType
 from shadowserve_crds.schema import definition
+from shadowserve_operator.desired.config import DATA_PLANE, STORE
+from shadowserve_operator.desired.labels import labels_of
 from shadowserve_operator.desired.pairing import is_card, resolve
+from shadowserve_operator.kinds import Json
 from shadowserve_operator.plan import first_difference
 from shadowserve_operator.webhook_identity import HOOK, WEBHOOK
 
 OLDEST = (1, 30)
 """Kubernetes that has native sidecars, CEL rules and the `sleep` hook without a feature gate."""
 _APPLY = "kubectl apply --server-side -f install.yaml"
+_POLICIES = "manifests/components/network-policies/caches.yaml"
 _MOST = 3
 _POD_SECURITY = "pod-security.kubernetes.io/enforce"
 
@@ -70,6 +76,7 @@ def diagnosis(facts: Facts, now: datetime) -> Diagnosis:
         _webhook_configuration(facts),
         _webhook_answers(facts),
         _certificates(facts, now),
+        _policies(facts),
         _resources(facts),
     ]
     around = [_namespaces(facts), _pods_admitted(facts), _nodes(facts), _pairing(facts)]
@@ -203,6 +210,37 @@ def _certificates(facts: Facts, now: datetime) -> Check:
     verdict = Verdict.OK if left.days >= 1 else Verdict.WARNING
     found = f"{len(good)} valid; {first} is the first to expire, in {left.days} days"
     return Check(name, verdict, found, "" if verdict is Verdict.OK else fix)
+
+
+def _policies(facts: Facts) -> Check:
+    """Judge by whom a policy selects, not by its name: they may be the user's own."""
+    name = "network policies"
+    open_to_all = []
+    for namespace, policies in facts.policies.items():
+        caches = [each for each in facts.picture.caches if each.namespace == namespace]
+        exposed = {part for cache in caches for part in _exposed(cache, policies)}
+        open_to_all += [f"{part} of {namespace}" for part in sorted(exposed)]
+    if open_to_all:
+        namespace = open_to_all[0].rpartition(" ")[2]
+        fix = f"sed 's/namespace: default/namespace: {namespace}/' {_POLICIES} | kubectl apply -f -"
+        return Check(name, Verdict.WARNING, f"every pod may try to reach the {_some(open_to_all)}", fix)
+    if not facts.policies:
+        return Check(name, Verdict.OK, "there is no PrefixCache yet, or they may not be read")
+    return Check(name, Verdict.OK, f"stores and data planes are guarded in {_some(sorted(facts.policies))}")
+
+
+def _exposed(cache: PrefixCache, policies: Iterable[Json]) -> Iterable[str]:
+    """Yield which of a cache's pods no policy guards from the others'."""
+    parts = {"stores": STORE} if cache.spec.store.type is StoreType.MANAGED else {}
+    parts |= {"data planes": DATA_PLANE} if PlaceName.DPU in cache.spec.placement.order else {}
+    for part, component in parts.items():
+        labels = labels_of(cache.name, component)
+        if not any(_guards(each.get("spec", {}), labels) for each in policies):
+            yield part
+
+
+def _guards(spec: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    return "Ingress" in spec.get("policyTypes", ("Ingress",)) and not unselected(spec.get("podSelector") or {}, labels)
 
 
 def _resources(facts: Facts) -> Check:

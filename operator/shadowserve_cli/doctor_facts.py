@@ -16,7 +16,7 @@ from shadowserve_operator.desired.dataplane import dataplane_objects
 from shadowserve_operator.desired.pods import UNPRIVILEGED_USER, restricted
 from shadowserve_operator.desired.store import store_objects
 from shadowserve_operator.errors import Forbidden, NotServed, Refused
-from shadowserve_operator.kinds import DEPLOYMENT, SECRET, Json, Ref
+from shadowserve_operator.kinds import DEPLOYMENT, SECRET, Json, Kind, Ref
 from shadowserve_operator.rights import IN_CLUSTER, IN_NAMESPACE, TO_INSTALL, Right
 from shadowserve_operator.settings import OperatorSettings
 from shadowserve_operator.webhook_identity import WEBHOOK
@@ -27,6 +27,7 @@ PROBE = "shadowserve-doctor"
 """Name of the pod that is made in a dry run, and of the PrefixCache that it asks for: there is none."""
 _CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 _AUTHORIZATION = "/apis/authorization.k8s.io/v1"
+_POLICY = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
 _WATCHED = "SHADOWSERVE_WATCH_NAMESPACES"
 
 
@@ -35,7 +36,8 @@ class Facts:
     """What is. Tuples of words say what is missing or refused; None: it could not be found out.
 
     `namespaces` are the labels of those that are looked at, None for one that does not exist. `probe` are the
-    annotations of the pod of a dry run, None when the API server refused it: then `refused` says why.
+    annotations of the pod of a dry run, None when the API server refused it: then `refused` says why. `policies` are
+    the NetworkPolicies of every namespace with a PrefixCache in it where they may be read.
     """
 
     version: str = ""
@@ -50,6 +52,7 @@ class Facts:
     probe: Mapping[str, str] | None = None
     refused: tuple[str, ...] = ()
     certificates: Mapping[str, Certificate | None] = field(default_factory=dict)
+    policies: Mapping[str, tuple[Json, ...]] = field(default_factory=dict)
     picture: Picture = field(default_factory=Picture)
     unreadable: tuple[str, ...] = ()
 
@@ -68,6 +71,7 @@ async def observe_facts(cluster: ApiCluster, namespace: str, system: str) -> Fac
     namespaces = {name: await _namespace_labels(cluster, name) for name in watched}
     there = [name for name, labels in namespaces.items() if labels is not None]
     probe, refused = await _tried(cluster, there)
+    picture = await observe_picture(cluster, "", system) if all(definitions.values()) else Picture()
     return Facts(
         version=version,
         system=system,
@@ -81,7 +85,8 @@ async def observe_facts(cluster: ApiCluster, namespace: str, system: str) -> Fac
         probe=probe,
         refused=refused,
         certificates=await _certificates(cluster, [*there, system], unreadable) if installed else {},
-        picture=await observe_picture(cluster, "", system) if all(definitions.values()) else Picture(),
+        policies=await _policies(cluster, sorted({each.namespace for each in picture.caches}), unreadable),
+        picture=picture,
         unreadable=tuple(dict.fromkeys(unreadable)),
     )
 
@@ -191,6 +196,18 @@ def probe_pods(namespace: str) -> dict[str, Json]:
 def _pod(namespace: str, spec: Json, labels: Mapping[str, str]) -> Json:
     metadata = {"name": PROBE, "namespace": namespace, "labels": dict(labels)}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+async def _policies(
+    cluster: ApiCluster, namespaces: Iterable[str], unreadable: list[str]
+) -> dict[str, tuple[Json, ...]]:
+    found: dict[str, tuple[Json, ...]] = {}
+    for namespace in namespaces:
+        try:
+            found[namespace] = await cluster.list(_POLICY, namespace)
+        except Forbidden:
+            unreadable.append(f"network policies of {namespace}: you have no right to read them")
+    return found
 
 
 async def _certificates(

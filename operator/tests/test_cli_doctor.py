@@ -1,9 +1,11 @@
 """What `shadowserve doctor` makes of what it found."""
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from cli_pictures import NOW, cache, condition, hook, lease, nodes, picture
 
 from shadowserve_cli.doctor_checks import Check, Diagnosis, Verdict, diagnosis
@@ -16,6 +18,8 @@ from shadowserve_operator.desired.certificates import Wanted
 from shadowserve_operator.desired.pairing import Node
 from shadowserve_operator.kinds import Json
 from shadowserve_operator.webhook_identity import WEBHOOK
+
+MANIFESTS = Path(__file__).parents[2] / "manifests"
 
 
 def definitions(**changes: Any) -> dict[str, Json | None]:
@@ -37,6 +41,13 @@ def deployment(name: str, ready: int = 2, replicas: int = 2) -> Json:
     }
 
 
+POLICIES = tuple(
+    each
+    for each in yaml.safe_load_all((MANIFESTS / "components/network-policies/caches.yaml").read_text())
+    if each["kind"] == "NetworkPolicy"
+)
+
+
 def facts(**changes: Any) -> Facts:
     found: dict[str, Any] = {
         "version": "v1.36.3",
@@ -46,6 +57,7 @@ def facts(**changes: Any) -> Facts:
         "missing_rights": (),
         "namespaces": {"default": {"pod-security.kubernetes.io/enforce": "restricted"}},
         "probe": {names.SKIPPED_ANNOTATION: "there is no PrefixCache shadowserve-doctor in namespace default"},
+        "policies": {"default": POLICIES},
         "picture": picture(),
         **changes,
     }
@@ -135,6 +147,8 @@ def test_what_is_wrong_is_said_with_its_fix(name: str, changes: dict[str, Any], 
             "NFD found BlueField cards",
         ),
         ("webhook's configuration", {"picture": picture(hook=hook(failurePolicy="Fail"))}, "hold pods back"),
+        ("network policies", {"policies": {"default": ()}}, "reach the data planes of default, stores of default"),
+        ("network policies", {"policies": {"default": POLICIES[:1]}}, "reach the data planes of default"),
     ],
 )
 def test_what_deserves_a_look_is_no_failure(name: str, changes: dict[str, Any], says: str) -> None:
@@ -143,6 +157,19 @@ def test_what_deserves_a_look_is_no_failure(name: str, changes: dict[str, Any], 
     assert check(found, name).verdict is Verdict.WARNING
     assert says in check(found, name).found
     assert check(found, name).fix
+
+
+def test_policies_of_the_users_own_guard_as_well_and_a_cache_on_hosts_needs_less() -> None:
+    everything = {"spec": {"podSelector": {}, "policyTypes": ["Ingress"]}}
+    assert check(diagnosis(facts(policies={"default": (everything,)}), NOW), "network policies").verdict is Verdict.OK
+    leaving = {"spec": {"podSelector": {}, "policyTypes": ["Egress"]}}
+    found = check(diagnosis(facts(policies={"default": (leaving,)}), NOW), "network policies")
+    assert found.verdict is Verdict.WARNING
+    on_hosts = picture(caches=(cache(placement={"order": ["Host"]}),))
+    assert (
+        check(diagnosis(facts(policies={"default": POLICIES[:1]}, picture=on_hosts), NOW), "network policies").verdict
+        is Verdict.OK
+    )
 
 
 def test_what_may_not_be_read_is_unknown_not_wrong() -> None:

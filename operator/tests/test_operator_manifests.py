@@ -160,6 +160,15 @@ def test_stores_and_data_planes_are_reached_by_pods_of_caches_only(
     assert _reached(policy, {"app": "stranger"}) == strangers
 
 
+def test_manifests_for_another_namespace_are_where_the_page_about_it_says_and_of_one_namespace() -> None:
+    page = (ROOT / "docs/namespaces.md").read_text()
+    files = re.findall(r"manifests/\S+\.yaml", page)
+    assert len(files) == 2
+    for each in files:
+        text = (ROOT / each).read_text().replace("namespace: default", "namespace: chat")
+        assert {body["metadata"]["namespace"] for body in yaml.safe_load_all(text)} == {"chat"}
+
+
 def test_the_operator_reaches_stores_to_administer_them() -> None:
     rules = found("NetworkPolicy", "shadowserve-stores")["spec"]["ingress"]
     (operator,) = [each for rule in rules for each in rule["from"] if "namespaceSelector" in each]

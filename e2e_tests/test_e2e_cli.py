@@ -121,7 +121,9 @@ def test_from_install_to_a_pod_on_its_way(installed: ApiServer, tmp_path: Path) 
     api.kubectl("delete", "node", "host-0", "card-0")
 
 
-def test_a_namespace_without_network_policies_is_found_and_the_fix_that_is_told_mends_it(installed: ApiServer) -> None:
+def test_a_namespace_without_network_policies_is_found_and_the_fix_that_is_told_mends_it(
+    installed: ApiServer, tmp_path: Path
+) -> None:
     api = installed
     create(api, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "chat"}})
     elsewhere = cache("kv")
@@ -132,7 +134,7 @@ def test_a_namespace_without_network_policies_is_found_and_the_fix_that_is_told_
         assert found["verdict"] == "warning"
         assert found["found"] == "every pod may try to reach the data planes of chat, stores of chat"
         kubectl = Binaries(default_home()).path(KUBECTL).parent
-        environment = {"PATH": f"{kubectl}:/usr/bin:/bin", "KUBECONFIG": str(api.kubeconfig)}
+        environment = {"PATH": f"{kubectl}:/usr/bin:/bin", "KUBECONFIG": str(api.kubeconfig), "HOME": str(tmp_path)}
         fix = ["sh", "-c", found["fix"]]
         subprocess.run(fix, env=environment, cwd=REPOSITORY, check=True, timeout=_COMMAND_SECONDS)
         assert verdicts(told(api, "doctor", code=1))["network policies"] == "ok"

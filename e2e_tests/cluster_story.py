@@ -1,6 +1,7 @@
 """What stories on a cluster with nodes share: one test bed, what runs on it, and waiting on what is."""
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 from shadowserve_crds import names
@@ -102,6 +103,17 @@ class Bed:
         body = self.kubectl.get("pod", pod, "--namespace", scenario.NAMESPACE) or {"metadata": {}}
         annotations: Mapping[str, str] = body["metadata"].get("annotations") or {}
         return annotations.get(names.DATA_PLANE_ANNOTATION)
+
+    def told_at(self, pod: str) -> datetime:
+        """Return when the operator named that endpoint, by the API server's own record of who wrote what."""
+        body = self.kubectl.get("pod", pod, "--namespace", scenario.NAMESPACE, "--show-managed-fields") or {}
+        key = f"f:{names.DATA_PLANE_ANNOTATION}"
+        written = [
+            datetime.fromisoformat(each["time"])
+            for each in body["metadata"]["managedFields"]
+            if key in each["fieldsV1"].get("f:metadata", {}).get("f:annotations", {})
+        ]
+        return max(written)
 
     def restored(self, plane: Pod) -> float:
         """Return how many chunks a data plane has restored."""

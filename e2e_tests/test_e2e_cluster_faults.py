@@ -33,10 +33,10 @@ class Serving:
         """Return a prompt of three chunks and a little more."""
         return [1000 + (number * 7919 + 13 * i) % 20000 for i in range(_TOKENS)]
 
-    def store(self, prompt: Sequence[int]) -> Answer:
+    def store(self, prompt: Sequence[int], tenant: str = "") -> Answer:
         """Have A compute the prompt, and wait until its chunks are in the store. Return A's answer."""
         before = self._stored()
-        answer = self.a.complete(Ask(prompt))
+        answer = self.a.complete(Ask(prompt, extra=_of(tenant)))
         self.bed.wait("A's chunks stored", lambda: self._stored() > before)
         settled: list[float] = []
         self.bed.wait("nothing more to store", lambda: _still(settled, self._stored()))
@@ -46,16 +46,19 @@ class Serving:
         metrics = self.bed.access.sidecar(scenario.NAMESPACE, self.pods[0].name)
         return metrics.total("shadowserve_stored_bytes_total")
 
-    def hit(self, engine: EngineClient, prompt: Sequence[int]) -> tuple[Answer, int]:
+    def hit(self, engine: EngineClient, prompt: Sequence[int], tenant: str = "") -> tuple[Answer, int]:
         """Ask an engine that has forgotten its own prefixes; return how many tokens came from outside as well."""
         engine.reset_prefix_cache()
-        return engine.counted(Ask(prompt))
+        return engine.counted(Ask(prompt, extra=_of(tenant)))
 
-    def placed(self, place: str, seconds: float = SECONDS) -> None:
+    def placed(self, place: str) -> None:
         """Wait until every sidecar restores there."""
-        self.bed.wait(
-            f"restored at {place}", lambda: all(self.bed.place(pod.name) == place for pod in self.pods), seconds
-        )
+        self.bed.wait(f"restored at {place}", lambda: all(self.bed.place(pod.name) == place for pod in self.pods))
+
+
+def _of(tenant: str) -> dict[str, object]:
+    """Return what makes a request a tenant's."""
+    return {"cache_salt": tenant} if tenant else {}
 
 
 def _still(seen: list[float], now: float) -> bool:
@@ -66,8 +69,8 @@ def _still(seen: list[float], now: float) -> bool:
 
 @pytest.fixture(scope="module")
 def serving(bed: Bed) -> Iterator[Serving]:
-    variables = {"VLLM_SERVER_DEV_MODE": "1"}
-    bed.apply(scenario.cache_manifest("Lossless"), scenario.pool_manifest(arguments=_EXACT, variables=variables))
+    pool = scenario.pool_manifest(arguments=_EXACT, variables={"VLLM_SERVER_DEV_MODE": "1"})
+    bed.apply(scenario.cache_manifest("Lossless", "PerTenant"), pool)
     for what in (f"pfc/{scenario.CACHE}", f"sspool/{scenario.POOL}"):
         bed.wait(f"{what} ready", lambda what=what: bed.ready(what), _ENGINES_SECONDS)  # type: ignore[misc]
     pods = bed.engines()
@@ -87,6 +90,16 @@ def test_b_answers_from_what_a_computed_through_the_card(serving: Serving) -> No
     assert bed.restored(plane) - before == 3
     assert plane.node == "card-0"
     assert bed.condition(f"sspool/{scenario.POOL}", "CacheAttached") == "True"
+
+
+def test_tenants_share_with_themselves_and_with_nobody_else(serving: Serving) -> None:
+    prompt = serving.prompt(6)
+    cold = serving.store(prompt, "one")
+    answer, external = serving.hit(serving.b, prompt, "one")
+    assert (external, answer.tokens) == (3 * CHUNK_TOKENS, cold.tokens)
+    for other in ("another", ""):
+        answer, external = serving.hit(serving.b, prompt, other)
+        assert (external, answer.tokens) == (0, cold.tokens)
 
 
 def test_a_settled_system_writes_nothing(serving: Serving) -> None:
@@ -126,7 +139,8 @@ def test_no_request_fails_when_the_cards_node_dies(serving: Serving) -> None:
     cold = serving.store(prompt)
     with Traffic([serving.a, serving.b], prompt, cold.tokens) as traffic:
         bed.provider.lose("card-0")
-        serving.placed("host", 30.0)
+        serving.placed("host")
+        assert all(bed.told(pod.name) for pod in serving.pods), "long before Kubernetes notices: nobody tells it"
         answered = traffic.requests
         bed.wait("requests go on", lambda: traffic.requests >= answered + 2)
     assert (traffic.failed, traffic.different) == (0, 0)

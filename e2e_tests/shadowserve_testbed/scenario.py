@@ -12,12 +12,13 @@ CACHE, POOL, MODEL = "demo", "smollm2", "smollm2"
 TIER = "Balanced"
 
 
-def cache_manifest(tier: str = TIER) -> dict[str, Any]:
+def cache_manifest(tier: str = TIER, isolation: str = "PerPool") -> dict[str, Any]:
     """Return the PrefixCache; small, so that all of it fits on two cores."""
     store = {"memoryPerShard": "512Mi", "resources": {"cpu": "250m", "memory": "640Mi"}}
     spec = {
         "store": {"type": "Managed", "managed": store},
         "codec": {"tier": tier},
+        "tenancy": {"isolation": isolation},
         "placement": {
             "order": ["DPU", "Host"],
             "dpu": {

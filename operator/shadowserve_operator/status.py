@@ -31,6 +31,8 @@ from shadowserve_operator.kinds import Json
 
 _MOST_HOSTS = 20
 _MOST_SERVERS = 3
+_GOING_ON = (PrefixCacheCondition.ROUND_TRIP_VERIFIED, PrefixCacheCondition.STORE_READY)
+"""What may still be on its way while the whole is ready."""
 _OF_STORE = ("StatefulSet", "Service", "ConfigMap", "PodDisruptionBudget")
 
 
@@ -90,11 +92,7 @@ def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheS
 
 def settled(status: PrefixCacheStatus | InferencePoolStatus) -> bool:
     """Return whether nothing is expected to change by itself: all is well, or wrong until the resource is edited."""
-    pending = any(
-        each.reason == Reason.PENDING
-        for each in status.conditions
-        if each.type == PrefixCacheCondition.ROUND_TRIP_VERIFIED
-    )
+    pending = any(each.reason == Reason.PENDING for each in status.conditions if each.type in _GOING_ON)
     ready = next((each for each in status.conditions if each.type == READY), None)
     if ready is None or ready.status is ConditionStatus.TRUE:
         return not pending
@@ -124,18 +122,22 @@ def _store_ready(cache: PrefixCache, facts: Facts) -> Condition:
     stuck = _obstacles(facts, *_OF_STORE)
     if stuck:
         return condition(kind, False, Reason.ERROR, stuck)
-    managed = managed_store(cache)
+    managed, plan = managed_store(cache), facts.shards.plan
     wanted, ready = servers_wanted(managed), _number(facts.store, "readyReplicas")
-    if ready < wanted:
-        return condition(kind, False, Reason.PENDING, f"{ready} of {wanted} store servers are ready")
+    starting = f"{ready} of {wanted} store servers are ready" if ready < wanted else ""
+    if plan.covered and not facts.shards.trouble and (rest := starting or plan.waiting):
+        # engines store and fetch meanwhile: shards that come or go take no slot from anybody before it has moved
+        return condition(kind, True, Reason.PENDING, f"every slot is served by {plan.serving} shards; {rest}")
+    if starting:
+        return condition(kind, False, Reason.PENDING, starting)
     if facts.shards.silent:
         told = "; ".join(sorted(facts.shards.silent.values())[:_MOST_SERVERS])
         message = f"the operator cannot administer {told}; it has to reach port {names.STORE_PORT} of every server"
         return condition(kind, False, "Unreachable", message)
     if facts.shards.trouble:
         return condition(kind, False, Reason.ERROR, facts.shards.trouble)
-    if facts.shards.plan.waiting:
-        return condition(kind, False, Reason.PENDING, facts.shards.plan.waiting)
+    if plan.waiting:
+        return condition(kind, False, Reason.PENDING, plan.waiting)
     return condition(kind, True, Reason.SUCCEEDED, f"{managed.shards} of {managed.shards} shards serve")
 
 

@@ -348,14 +348,26 @@ async def test_servers_that_still_have_slots_stay_until_these_have_moved() -> No
     await until_quiet(cluster, network=network)
     assert conditions(cluster)["StoreReady"] == ("True", "Succeeded")
     cluster.put(sharded(2))
-    network.store = StoreSeen(ShardPlan((), "8192 slots move to other shards", 4, 4))
+    network.store = StoreSeen(ShardPlan((), "8192 slots move to other shards", 4, 4, covered=True))
     assert not (await until_quiet(cluster, network=network)).settled
     assert servers(cluster) == 4
-    assert message(cluster, "StoreReady") == "8192 slots move to other shards"
+    assert conditions(cluster)["StoreReady"] == ("True", "Pending"), "engines store and fetch meanwhile"
+    assert conditions(cluster)["Ready"][0] == "True"
+    assert message(cluster, "StoreReady") == "every slot is served by 4 shards; 8192 slots move to other shards"
     network.store = None
     await until_quiet(cluster, network=network)
     assert servers(cluster) == 2
     assert cluster.objects[CACHE]["status"]["store"]["readyShards"] == 2
+
+
+async def test_a_store_that_lost_a_shard_is_not_ready() -> None:
+    cluster, network = a_cluster(), FakeNetwork()
+    await until_quiet(cluster)
+    become_ready(cluster)
+    network.store = StoreSeen(ShardPlan((), "slots are given out", 1, 0))
+    assert not (await until_quiet(cluster, network=network)).settled
+    assert conditions(cluster)["StoreReady"] == ("False", "Pending")
+    assert message(cluster, "StoreReady") == "slots are given out"
 
 
 async def test_a_store_that_the_operator_cannot_reach_is_named_with_the_port() -> None:

@@ -105,7 +105,7 @@ async def slots(store: StorePods) -> list[int]:
 async def test_one_server_becomes_a_store_at_once(store: StorePods) -> None:
     await store.start(0)
     plan = await reach(store, 1)
-    assert (plan.serving, plan.servers) == (1, 1)
+    assert (plan.serving, plan.servers, plan.covered) == (1, 1, True)
     await fill(store)
     assert await present(store) == len(KEYS)
 
@@ -137,8 +137,10 @@ async def test_pods_stay_while_they_have_slots(secured: StorePods) -> None:
     await reach(secured, 2)
     looked = await look(secured.members(), secured.access)
     plan = plan_shards(Wish(1, 0, 2), looked.views)
-    assert plan.servers == 2
+    assert (plan.servers, plan.covered) == (2, True)
     assert all(isinstance(step, Move) for step in plan.steps)
+    alone = plan_shards(Wish(2, 0, 2), looked.views[:1])
+    assert not alone.covered, "half of the slots are where nobody answers"
     assert "8192 slots move" in plan.waiting
 
 

@@ -42,13 +42,14 @@ class ShardPlan:
     """What to do now; `waiting` is what is awaited before or after that, in words, "" when all is as it should be.
 
     `servers` is how many pods there have to be: more than asked for while one that is to go still has slots.
-    `serving` is how many shards serve slots.
+    `serving` is how many shards serve slots; `covered`: between them they serve every slot, so the store works.
     """
 
     steps: tuple[ShardStep, ...] = ()
     waiting: str = ""
     servers: int = 0
     serving: int = 0
+    covered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +90,17 @@ def plan_shards(wish: Wish, views: Sequence[ServerView]) -> ShardPlan:
     """Return what to do; `views` are of all servers that answer."""
     ordered = sorted(views, key=lambda view: view.member.number)
     serving = sum(bool(view.slots) for view in ordered)
+    covered = len(frozenset[int]().union(*(view.slots for view in ordered))) == SLOTS
     if len(ordered) < max(wish.pods, wish.servers):
         waiting = f"{len(ordered)} of {max(wish.pods, wish.servers)} store servers answer"
-        return ShardPlan((), waiting, max(wish.pods, wish.servers), serving)
+        return ShardPlan((), waiting, max(wish.pods, wish.servers), serving, covered)
     holders = [view.member.number for view in ordered if view.slots or view.importing]
     servers = max(wish.servers, max(holders, default=-1) + 1)
     for stage in (_configure, _finish, _forget, _meet, _form, _agree, _spread, _follow):
         steps, waiting = stage(wish, ordered)
         if steps or waiting:
-            return ShardPlan(tuple(steps), waiting, servers, serving)
-    return ShardPlan((), "", servers, serving)
+            return ShardPlan(tuple(steps), waiting, servers, serving, covered)
+    return ShardPlan((), "", servers, serving, covered)
 
 
 Stage = tuple[Sequence[ShardStep], str]

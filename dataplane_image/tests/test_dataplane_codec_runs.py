@@ -87,7 +87,8 @@ def test_as_many_frames_are_decoded_at_once_as_are_there_and_may_be() -> None:
     assert lengths(LandingMode.CODES, [len(chunk) - 1, len(chunk)], EVERYTHING) == [1, 1, 2, 1]
     assert lengths(LandingMode.CODES, [len(chunk)], 2 * FRAME_BYTES) == [1, 1, 2, 1]
     assert lengths(LandingMode.CODES, [len(chunk)], 1) == [1] * 5
-    assert lengths(LandingMode.VALUES, [len(chunk)], EVERYTHING) == [1] * 5
+    assert lengths(LandingMode.VALUES, [len(chunk)], EVERYTHING) == [1, 1, 2, 1]
+    assert lengths(LandingMode.VALUES, [len(chunk)], 2 * FRAME_BYTES) == [1] * 5
 
 
 def test_frames_that_others_may_write_are_taken_too() -> None:
@@ -96,8 +97,9 @@ def test_frames_that_others_may_write_are_taken_too() -> None:
     codes, compressor = codes_of(chunk, 3), frame_compressor()
     halves = b"".join(compressor.compress(part) for part in (codes[:1000], codes[1000:]))
     for other in (forged(chunk, {3: halves}), forged(chunk, {3: codes}, Entropy.RAW)):
-        *_, (_, image) = runs(other, LandingMode.CODES, [len(other)], EVERYTHING)
-        assert image == land(chunk, SHAPE, LandingMode.CODES)
+        for mode in LandingMode:
+            *_, (_, image) = runs(other, mode, [len(other)], EVERYTHING)
+            assert image == land(chunk, SHAPE, mode)
 
 
 @pytest.mark.parametrize("number", [2, 3, 4])
@@ -108,8 +110,9 @@ def test_the_broken_frame_of_a_run_is_named(number: int) -> None:
     flipped[frame.offset + frame.encoded_bytes // 2] ^= 1
     broken = bytes(chunk[frame.offset : frame.offset + frame.encoded_bytes - 2])
     for damaged, what in ((bytes(flipped), ": checksum"), (forged(chunk, {number: broken}), "")):
-        with pytest.raises(ChunkDamaged, match=rf"frame {number} \(CODES\){what}"):
-            list(runs(damaged, LandingMode.CODES, [len(damaged)], EVERYTHING))
+        for mode in LandingMode:
+            with pytest.raises(ChunkDamaged, match=rf"frame {number} \(CODES\){what}"):
+                list(runs(damaged, mode, [len(damaged)], EVERYTHING))
 
 
 def test_frames_that_are_too_long_and_too_short_do_not_make_up_for_each_other() -> None:

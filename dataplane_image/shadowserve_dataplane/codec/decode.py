@@ -26,7 +26,9 @@ from shadowserve_dataplane.codec.landed import ImageKind, LandedLayout
 from shadowserve_dataplane.codec.quantize import Bits, bits_dtype
 from shadowserve_dataplane.errors import ChunkDamaged
 
-_STEP_SPARE_BITS = 0xFF
+_DEQUANTIZED_BYTES = 400 * 1024
+"""Codes that are dequantized at once, unless one frame has more: fewer calls, and still in the processor's cache."""
+_INFINITE_FLOAT32 = 0x7F800000
 _INFINITE_BFLOAT16 = 0x7F80
 _NEGATIVE = 0x8000
 
@@ -38,12 +40,13 @@ class FrameDecoder:
         self._shape = shape
         self._inflater = FrameInflater()
         frame_elements = planes_per_frame(shape) * shape.plane_elements
-        self._scratch = memoryview(bytearray(frame_elements * shape.dtype.itemsize))
+        self.run_bytes = max(frame_elements, _DEQUANTIZED_BYTES // frame_elements * frame_elements)
+        self._scratch = memoryview(bytearray(max(self.run_bytes, frame_elements * shape.dtype.itemsize)))
         self._kept = {
             FrameKind.PARAMETERS: memoryview(bytearray(parameters_bytes(shape))),
             FrameKind.EXACT: memoryview(bytearray(exact_bytes(shape, MAX_EXACT_ROWS))),
         }
-        self._dequantizer = dequantizer(shape, planes_per_frame(shape))
+        self._dequantizer = dequantizer(shape, self.run_bytes // shape.plane_elements)
         self._bytewise = BytePlanes(frame_elements, shape.dtype)
 
     def begin(self, header: ChunkHeader, layout: LandedLayout) -> "ChunkDecode":
@@ -88,16 +91,17 @@ class FrameDecoder:
         planes = np.frombuffer(by_byte, np.uint8).reshape(shape.dtype.itemsize, -1)
         self._bytewise.join(planes, np.frombuffer(destination, bits_dtype(shape.dtype)))
 
-    def dequantize(self, header: ChunkHeader, frame: FrameEntry, destination: memoryview) -> None:
-        """Turn the codes in scratch into values in `destination`, exact rows included."""
+    def dequantize(self, header: ChunkHeader, frames: Sequence[FrameEntry], destination: memoryview) -> None:
+        """Turn the codes in scratch, of frames that follow one another, into values, exact rows included."""
         shape = self._shape
         kept = self._kept[FrameKind.PARAMETERS]
         steps = np.frombuffer(kept, np.float32, shape.planes)
         means = np.frombuffer(kept, np.uint16, offset=steps.nbytes).reshape(shape.planes, -1)
-        codes = np.frombuffer(self._scratch, np.int8, frame.raw_bytes).reshape(-1, shape.tokens, shape.channels)
+        codes = np.frombuffer(self._scratch, np.int8, destination.nbytes // shape.dtype.itemsize)
+        codes = codes.reshape(-1, shape.tokens, shape.channels)
         flat: Bits = np.frombuffer(destination, bits_dtype(shape.dtype))
         out: Bits = flat.reshape(codes.shape)
-        first, end = frame.first_plane, frame.first_plane + frame.planes
+        first, end = frames[0].first_plane, frames[-1].first_plane + frames[-1].planes
         self._dequantizer.frame(codes, steps[first:end], means[first:end], out)
         if header.exact_rows:
             tokens, rows = self._exact_rows(header.exact_rows)
@@ -111,7 +115,7 @@ class FrameDecoder:
 
     @property
     def scratch(self) -> memoryview:
-        """One frame's codes."""
+        """Codes that are to be dequantized."""
         return self._scratch
 
 
@@ -127,23 +131,29 @@ class ChunkDecode:
     def whole(self, number: int, available: int, piece_bytes: int) -> int:
         """Return the end of the frames from `number` on that can be decoded at once; `number` if that one cannot be.
 
-        The first `available` bytes of the chunk are there. It is more than one frame only where codes land as they are,
-        and then they are `piece_bytes` long at most when they have landed.
+        The first `available` bytes of the chunk are there. It is more than one frame only for codes, and then at most
+        `piece_bytes` land of them.
         """
         frames = self._header.frames
         first = frames[number]
         if available < first.offset + first.encoded_bytes:
             return number
         end = number + 1
-        if first.kind is not FrameKind.CODES or self._layout.kind is not ImageKind.CODES:
+        if first.kind is not FrameKind.CODES:
             return end
-        landed = first.raw_bytes
+        most, raw = self._run_bytes(piece_bytes), first.raw_bytes
         for frame in frames[end:]:
-            landed += frame.raw_bytes
-            if landed > piece_bytes or available < frame.offset + frame.encoded_bytes:
+            raw += frame.raw_bytes
+            if raw > most or available < frame.offset + frame.encoded_bytes:
                 break
             end += 1
         return end
+
+    def _run_bytes(self, piece_bytes: int) -> int:
+        """Return how many codes are decoded at once."""
+        if self._layout.kind is ImageKind.CODES:
+            return piece_bytes
+        return min(self._decoder.run_bytes, piece_bytes // self._header.shape.dtype.itemsize)
 
     def decode_run(self, number: int, end: int, encoded: memoryview, destination: memoryview | None) -> None:
         """Do what `decode` does for all frames from `number` to before `end`, which `whole` returned.
@@ -155,13 +165,24 @@ class ChunkDecode:
             return
         assert destination is not None, "only codes are decoded in runs"
         frames = self._header.frames[number:end]
-        if self._decoder.unpack_run(frames, encoded, destination):
-            return
+        landing_codes = self._layout.kind is ImageKind.CODES
+        codes = destination if landing_codes else self._decoder.scratch[: sum(frame.raw_bytes for frame in frames)]
+        if not self._decoder.unpack_run(frames, encoded, codes):
+            self._one_by_one(number, frames, encoded, destination)
+        elif not landing_codes:
+            self._dequantize(frames, destination)
+
+    def _one_by_one(
+        self, number: int, frames: Sequence[FrameEntry], encoded: memoryview, destination: memoryview
+    ) -> None:
+        """Decode a run in which something is odd: names the frame that is broken."""
         begin = landed = 0
-        for position, frame in enumerate(frames, number):  # this names the frame that is broken
-            part, place = encoded[begin : begin + frame.encoded_bytes], destination[landed : landed + frame.raw_bytes]
-            self.decode(position, part, place)
-            begin, landed = begin + len(part), landed + len(place)
+        for position, frame in enumerate(frames, number):
+            part = encoded[begin : begin + frame.encoded_bytes]
+            place = self._layout.destination(frame)
+            assert place is not None, "codes always land"
+            self.decode(position, part, destination[landed : landed + place[1]])
+            begin, landed = begin + len(part), landed + place[1]
 
     def decode(self, number: int, encoded: memoryview, destination: memoryview | None) -> None:
         """Verify frame `number` and write what lands to `destination`.
@@ -183,9 +204,12 @@ class ChunkDecode:
             decoder.unpack(frame, encoded, destination, place)
         else:
             decoder.unpack(frame, encoded, decoder.scratch[: frame.raw_bytes], place)
-            start = time.perf_counter()
-            decoder.dequantize(self._header, frame, destination)
-            self.dequantize_seconds += time.perf_counter() - start
+            self._dequantize((frame,), destination)
+
+    def _dequantize(self, frames: Sequence[FrameEntry], destination: memoryview) -> None:
+        start = time.perf_counter()
+        self._decoder.dequantize(self._header, frames, destination)
+        self.dequantize_seconds += time.perf_counter() - start
 
 
 def verified(number: int, frame: FrameEntry, encoded: memoryview) -> str:
@@ -212,14 +236,15 @@ def _check_aside(header: ChunkHeader, frame: FrameEntry, raw: memoryview, place:
 def _check_parameters(shape: KvShape, raw: memoryview, place: str) -> None:
     """Raise `ChunkDamaged` unless every step is positive, finite and short, and every mean finite.
 
-    Only reductions over the arrays as they are: this runs for every chunk.
+    Few calls, for this runs for every chunk: as integers, steps are in order, and so are means of one sign.
     """
-    steps = np.frombuffer(raw, np.float32, shape.planes)
-    short = int(np.bitwise_or.reduce(steps.view(np.uint32))) & _STEP_SPARE_BITS == 0
-    if not (short and steps.min() > 0 and steps.max() < np.inf):
+    own = raw[: 4 * shape.planes]
+    bits = own.cast("I").tolist()
+    if not (min(bits) > 0 and max(bits) < _INFINITE_FLOAT32 and own[::4].tobytes().count(0) == shape.planes):
         raise ChunkDamaged(f"{place}: steps", "positive and finite, 16 significant bits", "others")
-    means = np.frombuffer(raw, np.uint16, offset=steps.nbytes)
-    if means.view(np.int16).max() >= _INFINITE_BFLOAT16 or means.max() >= _NEGATIVE + _INFINITE_BFLOAT16:
+    means = np.frombuffer(raw, np.uint16, offset=len(own))
+    signed = np.maximum.reduce(means.view(np.int16))
+    if signed >= _INFINITE_BFLOAT16 or np.maximum.reduce(means) >= _NEGATIVE + _INFINITE_BFLOAT16:
         raise ChunkDamaged(f"{place}: means", "finite", "NaN or infinity")
 
 

@@ -79,10 +79,8 @@ class LandedLayout:
 
     def span(self, frames: Sequence[FrameEntry]) -> tuple[int, int] | None:
         """Return (offset, length) of what frames that follow one another become; None as in `destination`."""
-        first = self.destination(frames[0])
-        if first is None or len(frames) == 1:
-            return first
-        return first[0], sum(frame.raw_bytes for frame in frames)
+        first, last = self.destination(frames[0]), self.destination(frames[-1])
+        return None if first is None or last is None else (first[0], sum(last) - first[0])
 
     def destination(self, frame: FrameEntry) -> tuple[int, int] | None:
         """Return (offset, length) of what `frame` becomes in the image; None when it only helps to dequantize."""

@@ -30,8 +30,8 @@ from shadowserve_dataplane.store.settings import StoreSettings
 from shadowserve_dataplane.store.sink import BulkRequest, ChunkSink
 from shadowserve_dataplane.store.topology import Address, Redirect
 
-TURN_BYTES = 256 * 1024
-"""About how much one shard may deliver before the others get their turn: one frame's worth."""
+TURN_BYTES = 512 * 1024
+"""About how much one shard may deliver before the others get their turn: some frames' worth."""
 MAX_FAILURES = 4
 """Connections that fail in a row until a shard counts as down."""
 MAX_TRIES = 3

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,13 +104,15 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"no bench named {', '.join(sorted(unknown))}")
     wanted = [script for script in SCRIPTS if not options.names or script.name in options.names]
     lines: list[str] = []
-    codes = {}
+    codes: dict[str, int] = {}
     for script in wanted:
         if script.on_gpu and shutil.which("nvidia-smi") is None:
             say(f"bench {script.name}: not run, there is no NVIDIA GPU here (no nvidia-smi)")
             continue
         say(f"bench {script.name}")
+        began = time.monotonic()
         codes[script.name] = run(script, [*(script.quick if options.quick else ()), *extra], lines)
+        say(f"bench {script.name}: {time.monotonic() - began:.0f} s, exit code {codes[script.name]}")
         RESULTS.write_text("".join(f"{line}\n" for line in lines))
     return _conclude(codes, [json.loads(line) for line in lines])
 

@@ -27,6 +27,9 @@ _SAMPLED_TOKENS = 16
 _TO_INTEGER = np.float32(1.5 * 2**23)
 """Added to a small float32, leaves its nearest integer (ties to even) in the low bits: cheaper than rint and a cast."""
 _FOLDED_TOKENS = 8
+"""Tokens that are one row to numpy while it sums: its loops are the faster the longer a row is."""
+_FOLDED_OFFSETS = 32
+"""The same while means are subtracted."""
 _GROUP_BYTES = 1600 * 1024
 """What is worked on at a time, as float32: more stays in no cache, less spends its time in calls of numpy."""
 _LARGEST_FLOAT16 = 65504.0
@@ -105,8 +108,8 @@ class ChunkQuantizer:
         self._sigmas = tier.step_in_sigmas
         self._group = max(1, min(shape.planes, _GROUP_BYTES // max(1, 4 * shape.plane_elements)))
         self._x = np.zeros((self._group, shape.tokens, shape.channels), np.float32)
-        self._fold = math.gcd(_FOLDED_TOKENS, shape.tokens)  # numpy's loops are the faster the longer a row is
-        self._offsets = np.zeros((self._group, self._fold, shape.channels), np.float32)
+        self._fold = math.gcd(_FOLDED_TOKENS, shape.tokens)
+        self._offsets = np.zeros((self._group, math.gcd(_FOLDED_OFFSETS, shape.tokens), shape.channels), np.float32)
         self.steps = np.zeros(shape.planes, np.float32)
         self.means = np.zeros((shape.planes, shape.channels), np.uint16)
         self.codes = np.zeros((shape.planes, shape.tokens, shape.channels), np.int8)
@@ -177,14 +180,15 @@ class ChunkQuantizer:
         if exact:
             x[:, exact] = 0
         rows = max(1, shape.tokens - len(exact))
-        means = np.add.reduce(np.add.reduce(folded, axis=1).reshape(offsets.shape), axis=1)
+        means = np.add.reduce(np.add.reduce(folded, axis=1).reshape(planes, self._fold, -1), axis=1)
         np.divide(means, np.float32(rows), out=means)
         self._coarsen(x, means)
         words = means.view(np.uint32)
         np.add(words, np.uint32(0x8000), out=words)
         np.bitwise_and(words, _UPPER_HALF, out=words)
         np.copyto(offsets, means[:, None])
-        np.subtract(folded, offsets.reshape(planes, 1, -1), out=folded)
+        rowed = x.reshape(planes, -1, offsets[0].size)
+        np.subtract(rowed, offsets.reshape(planes, 1, -1), out=rowed)
         if exact:
             x[:, exact] = 0
         squares = np.vecdot(folded, folded).sum(axis=1).astype(np.float64)

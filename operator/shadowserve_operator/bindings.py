@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from datetime import datetime
 
+from shadowserve_crds.dpubinding import BindingSource, DPUBindingStatus
 from shadowserve_crds.prefixcache import PlaceName, PrefixCache
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.desired.binding_status import CacheKey, binding_status, is_being_rewritten, speaker
@@ -38,5 +39,18 @@ async def tell_bindings(
         status = binding_status(binding, known, (snapshot.planes or {}).get(card), nodes, now).dump()
         if status != binding.status.dump():
             await cluster.write_status(Ref(DPU_BINDING, "", binding.name), status)
+            written += 1
+    return written
+
+
+async def forget_bindings(cluster: Cluster, snapshot: Snapshot, pairings: Pairings) -> int:
+    """Take back what is said of bindings by hand, once no PrefixCache that uses cards is left; returns the writes."""
+    if pairings:
+        return 0
+    written = 0
+    for binding in snapshot.bindings:
+        nothing = DPUBindingStatus(last_seen=binding.status.last_seen).dump()
+        if binding.spec.source is BindingSource.MANUAL and binding.status.dump() != nothing:
+            await cluster.write_status(Ref(DPU_BINDING, "", binding.name), nothing)
             written += 1
     return written

@@ -13,7 +13,7 @@ from shadowserve_crds.base import InvalidResource
 from shadowserve_crds.inferencepool import InferencePoolStatus
 from shadowserve_crds.prefixcache import PlaceName, PrefixCache, PrefixCacheStatus
 from shadowserve_operator.apply import Outcome, apply
-from shadowserve_operator.bindings import pairings_of, tell_bindings
+from shadowserve_operator.bindings import forget_bindings, pairings_of, tell_bindings
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.desired.assignment import Assignment, assign
 from shadowserve_operator.desired.certificates import Certificate, expired
@@ -137,8 +137,9 @@ async def forget_prefixcache(cluster: Cluster, namespace: str, name: str, settin
         if pod.told is not None:
             await cluster.annotate(Ref(POD, namespace, pod.name), {names.DATA_PLANE_ANNOTATION: None})
             written += 1
-    needed = binding_manifests(pairings_of(snapshot).values(), snapshot.bindings)
-    plan = plan_changes(needed, snapshot.binding_bodies)
+    pairings = pairings_of(snapshot)
+    plan = plan_changes(binding_manifests(pairings.values(), snapshot.bindings), snapshot.binding_bodies)
+    written += await forget_bindings(cluster, snapshot, pairings)
     return written + (await apply(cluster, plan)).writes
 
 

@@ -2,11 +2,23 @@
 
 import pytest
 from fakes import FakeCluster, FakeNetwork
-from test_operator_prefixcache import NOW, SETTINGS, a_cluster, cache, card, conditions, kept, node, until_quiet
+from test_operator_prefixcache import (
+    CACHE,
+    NOW,
+    SETTINGS,
+    a_cluster,
+    become_ready,
+    cache,
+    card,
+    conditions,
+    kept,
+    node,
+    until_quiet,
+)
 
 from shadowserve_crds import names
 from shadowserve_operator.kinds import DPU_BINDING, NODE, Json, Ref
-from shadowserve_operator.reconcile import reconcile_prefixcache
+from shadowserve_operator.reconcile import forget_prefixcache, reconcile_prefixcache
 
 CARD = Ref(DPU_BINDING, "", "card-0")
 LONG = "host-" + "x" * 60
@@ -107,6 +119,20 @@ async def test_of_two_caches_one_tells_and_nothing_is_written_to_and_fro() -> No
     for name in ("another", "kv"):
         await _settle(cluster, name)
     assert len(cluster.writes) == before
+
+
+async def test_a_binding_by_hand_says_nothing_once_no_cache_is_left_to_say_it() -> None:
+    cluster, mine = a_cluster(), Ref(DPU_BINDING, "", "mine")
+    cluster.put(by_hand("mine", "host-0", "card-0"))
+    await until_quiet(cluster)
+    become_ready(cluster)
+    await until_quiet(cluster)
+    assert cluster.objects[mine]["status"]["healthy"]
+    cluster.objects[CACHE]["metadata"]["deletionTimestamp"] = "2026-11-24T12:00:00Z"
+    assert await forget_prefixcache(cluster, "default", "kv", SETTINGS)
+    status = cluster.objects[mine]["status"]
+    assert (status["healthy"], status["endpoint"], status["conditions"]) == (False, "", [])
+    assert not await forget_prefixcache(cluster, "default", "kv", SETTINGS)
 
 
 async def test_a_card_that_leaves_takes_its_binding_with_it() -> None:

@@ -247,6 +247,8 @@ def test_landing_buffer_exhausted(story: Story) -> None:
     """Two slots: a fetch of three chunks reuses them, and a second fetch that finds none in time recomputes."""
     two_slots = 2 * (story.shape().values_bytes + 65_536) + 65_536
     with sidecar_b(story, {"landingBufferBytes": two_slots}):
+        said = story.stack.sidecars["b"].engine()
+        assert (said["state"], said["chunks"]) == ("LandingBufferTooSmall", 2)
         story.works_again(CHUNKS)
         other = Story(story.stack, 777)
         second = other.prompt(2)
@@ -274,6 +276,7 @@ def test_connector_with_another_protocol_version_than_the_sidecar(story: Story) 
         wait_until(lambda: sidecar.metrics().total(refused) > 0, SECONDS, "the sidecar to refuse the connector")
         answer, external = story.asked(prompt)
         assert (answer.tokens, external) == (truth.tokens, 0)
+        assert sidecar.engine()["state"] == "EngineRefused"
     finally:
         sidecar.restart()
         story.restore()

@@ -83,6 +83,14 @@ def test_another_cache_salt_shares_nothing_and_answers_the_same(story: Story) ->
     assert (again.tokens, external) == (truth.tokens, 2 * CHUNK_TOKENS), "who brings the same salt shares"
 
 
+def contract(story: Story, engine: str) -> object:
+    """Return what engines that share chunks have in common, once the engine has said it."""
+    sidecar = story.stack.sidecars[engine]
+    wait_until(lambda: sidecar.engine()["contract"], SECONDS, f"engine {engine} to say whose chunks it shares")
+    assert sidecar.engine()["state"] == "Attached"
+    return sidecar.engine()["contract"]
+
+
 def test_pools_of_one_cache_never_read_one_anothers_chunks(story: Story) -> None:
     prompt = story.prompt(2)
     truth = story.computed(prompt)
@@ -95,6 +103,8 @@ def test_pools_of_one_cache_never_read_one_anothers_chunks(story: Story) -> None
         story.b.reset_prefix_cache()
         again, external = story.asked(prompt)
         assert (again.tokens, external) == (truth.tokens, 2 * CHUNK_TOKENS), "its own are found"
+        assert contract(story, "a") != contract(story, "b")
+    assert contract(story, "a") == contract(story, "b")
 
 
 def test_requests_at_the_same_time_get_their_own_caches(story: Story) -> None:

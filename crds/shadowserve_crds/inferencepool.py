@@ -205,9 +205,10 @@ class InferencePoolCondition(StrEnum):
     ENGINES_READY = "EnginesReady"
     """As many engines serve as wanted (reasons: Succeeded, Pending, ModelNotFound, PodsFailing)."""
     CACHE_ATTACHED = "CacheAttached"
-    """Every pod runs with the sidecar and one hash contract.
+    """Every pod runs with the sidecar, which took its engine, and all compute the same keys.
 
-    Reasons: Succeeded, Pending, CacheNotFound, PodsWithoutSidecar, LandingBufferTooSmall, NotNeeded.
+    Reasons: Succeeded, CacheNotFound, PodsWithoutSidecar, LandingBufferTooSmall, EngineRefused, HashContractDiffers,
+    Failed (blocks do not fit into chunks), NotNeeded.
     """
     ROLLOUT_COMPLETE = "RolloutComplete"
     """All pods are of the current template (reasons: Succeeded, Pending)."""

@@ -171,6 +171,8 @@ class StubSidecar:
             self._welcome(identity, message)
         elif message.session not in self._peers:
             self._router.send_multipart([identity, m.pack(m.SessionUnknown(message.session))])
+        elif isinstance(message, m.Contract):
+            pass  # it is in `seen`
         elif isinstance(message, m.Lookup):
             self._look_up(message)
         elif isinstance(message, m.Fetch):

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -176,6 +177,11 @@ class SidecarProcess:
     def metrics(self) -> Metrics:
         """Return its metrics as they are now."""
         return Metrics.scrape(self.metrics_url)
+
+    def engine(self) -> dict[str, object]:
+        """Return what it says of its engine."""
+        with urllib.request.urlopen(self.metrics_url.replace("/metrics", "/attachment"), timeout=10) as reply:
+            return dict(json.load(reply))
 
     def restart(self, changes: dict[str, object] | None = None, main: Sequence[str] | None = None) -> None:
         """Start it again; `changes` go into config.json first, `main` replaces the program (for tests)."""

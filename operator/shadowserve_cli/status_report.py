@@ -21,6 +21,7 @@ from shadowserve_operator.observe import data_planes, engines
 _LOOK = {
     "AmbiguousHost": "kubectl get dpub; kubectl get nodes -L {host_label}",
     "CacheNotFound": "kubectl -n {namespace} get pfc",
+    "EngineRefused": "kubectl -n {namespace} logs -l {label}={name} -c shadowserve-sidecar",
     "Expired": "shadowserve doctor -n {namespace}",
     "Failed": "kubectl -n {namespace} edit {short} {name}",
     "HostNotFound": "kubectl get dpub; kubectl get nodes -L {host_label}",

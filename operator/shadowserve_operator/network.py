@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
+from shadowserve_operator.desired.attachment import EngineState, SidecarSays
 from shadowserve_operator.desired.external_store import EndpointSeen
 from shadowserve_operator.desired.round_trip import Answer, Plane, Word
 from shadowserve_operator.desired.shard_views import Member
@@ -21,6 +22,8 @@ _ANSWER_SECONDS = 5.0
 """A round trip may take three seconds."""
 _AGAIN_SECONDS = 1.2
 """A data plane makes no more than one round trip a second: so long until it makes the one that is asked for."""
+_ATTACHMENT_SECONDS = 2.0
+"""They answer from memory, and what is silent must hold nobody up."""
 _AT_ONCE = 16
 
 
@@ -30,6 +33,9 @@ class Network(Protocol):
     async def round_trips(self, planes: Sequence[Plane], change: str) -> list[Answer]:
         """Return what these data planes say of a round trip after `change`, in that order; raises nothing."""
 
+    async def attachments(self, sidecars: Sequence[Plane]) -> list[SidecarSays]:
+        """Return what these sidecars say of their engines, in that order, within seconds; raises nothing."""
+
     async def shards(self, members: Sequence[Member], access: Access, wish: Wish, seconds: float) -> StoreSeen:
         """Bring the servers of a store closer to what is wished, for that time, 0 = only look; raises nothing."""
 
@@ -38,7 +44,10 @@ class Network(Protocol):
 
 
 class PodNetwork:
-    """The real one."""
+    """The real one. `patience` is for how many seconds all sidecars of a pool together may think about an answer."""
+
+    def __init__(self, patience: float = _ATTACHMENT_SECONDS) -> None:
+        self._patience = patience
 
     async def round_trips(self, planes: Sequence[Plane], change: str) -> list[Answer]:
         """See `Network`."""
@@ -48,6 +57,15 @@ class PodNetwork:
         connector = aiohttp.TCPConnector(limit=_AT_ONCE)
         async with aiohttp.ClientSession(timeout=limits, connector=connector) as session:
             return list(await asyncio.gather(*(_asked(session, plane, change) for plane in planes)))
+
+    async def attachments(self, sidecars: Sequence[Plane]) -> list[SidecarSays]:
+        """See `Network`."""
+        if not sidecars:
+            return []
+        limits = aiohttp.ClientTimeout(total=self._patience, sock_connect=self._patience)
+        connector = aiohttp.TCPConnector(limit=0)  # all at once: those that are silent must not keep others waiting
+        async with aiohttp.ClientSession(timeout=limits, connector=connector) as session:
+            return list(await asyncio.gather(*(_attached(session, each) for each in sidecars)))
 
     async def shards(self, members: Sequence[Member], access: Access, wish: Wish, seconds: float) -> StoreSeen:
         """See `Network`."""
@@ -76,8 +94,27 @@ async def _asked(session: aiohttp.ClientSession, plane: Plane, change: str) -> A
         return Answer(plane, Word.UNREACHABLE, detail=f"what answers there is no data plane: {error!r}")
 
 
-async def _document(session: aiohttp.ClientSession, plane: Plane, change: str) -> Mapping[str, Any]:
-    async with session.get(f"http://{plane.address}/round-trip", params={"change": change}) as reply:
+async def _attached(session: aiohttp.ClientSession, sidecar: Plane) -> SidecarSays:
+    try:
+        found = await _document(session, sidecar, path="/attachment")
+        return SidecarSays(
+            sidecar,
+            EngineState(found["state"]),
+            str(found["detail"]),
+            int(found["chunks"]),
+            int(found["wantedBytes"]),
+            str(found["contract"]),
+        )
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        return SidecarSays(sidecar, EngineState.UNREACHABLE, _why(error))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        return SidecarSays(sidecar, EngineState.UNREACHABLE, f"what answers there is no sidecar: {error!r}")
+
+
+async def _document(
+    session: aiohttp.ClientSession, plane: Plane, change: str = "", path: str = "/round-trip"
+) -> Mapping[str, Any]:
+    async with session.get(f"http://{plane.address}{path}", params={"change": change}) as reply:
         reply.raise_for_status()
         document: Mapping[str, Any] = await reply.json()
         return document

@@ -8,8 +8,10 @@ from shadowserve_crds.base import InvalidResource
 from shadowserve_crds.inferencepool import InferencePool
 from shadowserve_crds.prefixcache import PrefixCache
 from shadowserve_operator.cluster import Cluster
+from shadowserve_operator.desired.attachment import SidecarPod
 from shadowserve_operator.desired.config import config_map_name, is_written
 from shadowserve_operator.desired.engine import pod_selector
+from shadowserve_operator.desired.round_trip import sidecar_address
 from shadowserve_operator.errors import NotServed
 from shadowserve_operator.kinds import (
     CONFIG_MAP,
@@ -26,17 +28,23 @@ from shadowserve_operator.kinds import (
     ref_of,
 )
 
+_TEMPLATE_LABEL = "pod-template-hash"
 _CHILD_KINDS = (DEPLOYMENT, SERVICE, DISRUPTION_BUDGET)
 
 
 @dataclass(frozen=True, slots=True)
 class PoolPod:
-    """An engine pod. `told` is its data plane's endpoint, "" = told to use none; `trouble` says what keeps it down."""
+    """An engine pod. `told` is its data plane's endpoint, "" = told to use none; `trouble` says what keeps it down.
+
+    `sidecar` is where its sidecar can be asked, "" while it does not run; `template` names what the pod was made from.
+    """
 
     name: str
     injected: bool
     told: str | None
     trouble: str
+    sidecar: str = ""
+    template: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,11 @@ class PoolSnapshot:
     missing: tuple[str, ...] = ()
     gateway: bool = False
     configured: bool = True
+
+    @property
+    def sidecars(self) -> tuple[SidecarPod, ...]:
+        """The pods whose sidecar can be asked."""
+        return tuple(SidecarPod(pod.name, pod.sidecar, pod.template) for pod in self.pods if pod.sidecar)
 
     @property
     def deployment(self) -> Json | None:
@@ -121,7 +134,14 @@ async def _missing(cluster: Cluster, pool: InferencePool) -> tuple[str, ...]:
 def _pod(body: Json) -> PoolPod:
     annotations = body["metadata"].get("annotations") or {}
     injected = names.INJECTED_ANNOTATION in annotations
-    return PoolPod(body["metadata"]["name"], injected, annotations.get(names.DATA_PLANE_ANNOTATION), _trouble(body))
+    return PoolPod(
+        name=body["metadata"]["name"],
+        injected=injected,
+        told=annotations.get(names.DATA_PLANE_ANNOTATION),
+        trouble=_trouble(body),
+        sidecar=sidecar_address(body) if injected else "",
+        template=(body["metadata"].get("labels") or {}).get(_TEMPLATE_LABEL, ""),
+    )
 
 
 def _trouble(body: Json) -> str:

@@ -12,8 +12,10 @@ from shadowserve_crds.inferencepool import InferencePool, InferencePoolStatus
 from shadowserve_operator.apply import apply
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.desired.engine import EngineObjects, engine_objects, refused_flags
+from shadowserve_operator.desired.round_trip import Plane
 from shadowserve_operator.desired.terms import sidecar_terms
 from shadowserve_operator.kinds import INFERENCE_POOL, Ref
+from shadowserve_operator.network import Network, PodNetwork
 from shadowserve_operator.observe import with_namesakes
 from shadowserve_operator.plan import Plan, plan_changes
 from shadowserve_operator.pool_observe import PoolSnapshot, observe_pool
@@ -23,11 +25,18 @@ from shadowserve_operator.settings import OperatorSettings
 from shadowserve_operator.status import settled
 from shadowserve_operator.telling import tell_invalid, tell_status
 
+_MOST_SIDECARS = 64
+"""So many pods of a pool are asked how their engines attached."""
 _log = logging.getLogger(__name__)
 
 
 async def reconcile_inferencepool(
-    cluster: Cluster, namespace: str, name: str, settings: OperatorSettings, clock: Clock
+    cluster: Cluster,
+    namespace: str,
+    name: str,
+    settings: OperatorSettings,
+    clock: Clock,
+    network: Network = PodNetwork(),
 ) -> Result:
     """Make the cluster be as the pool says, as far as possible now. Raises `ApiUnavailable` and `Conflict`."""
     body = await cluster.get(Ref(INFERENCE_POOL, namespace, name))
@@ -49,7 +58,9 @@ async def reconcile_inferencepool(
         _log.info("InferencePool %s/%s: %s", namespace, name, "; ".join(plan.sentences()))
     outcome = await apply(cluster, plan)
     obstacles = (*outcome.refusals, *(f"{step.ref}: {step.reason}" for step in plan.foreign))
-    facts = PoolFacts(wanted.detached if wanted else "", obstacles)
+    asked = [Plane(pod.name, pod.address) for pod in snapshot.sidecars[:_MOST_SIDECARS]]
+    says = await network.attachments(asked)
+    facts = PoolFacts(wanted.detached if wanted else "", obstacles, tuple(says))
     now = clock()
     status = next_pool_status(pool, snapshot, facts, now)
     told = await tell_status(cluster, pool, body, status, now)

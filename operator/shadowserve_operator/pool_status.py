@@ -7,6 +7,7 @@ from shadowserve_crds.conditions import Condition, Reason, condition, merged, su
 from shadowserve_crds.inferencepool import InferencePool, InferencePoolCondition, InferencePoolStatus, PodsByPlace
 from shadowserve_crds.prefixcache import PlaceName
 from shadowserve_operator.desired.assignment import place_of
+from shadowserve_operator.desired.attachment import SidecarSays, attachment_trouble
 from shadowserve_operator.desired.engine import pod_selector, refused_flags, wants_gateway_pool
 from shadowserve_operator.desired.generation import cache_generation
 from shadowserve_operator.pool_observe import PoolPod, PoolSnapshot
@@ -16,10 +17,14 @@ _MOST_NAMES = 5
 
 @dataclass(frozen=True, slots=True)
 class PoolFacts:
-    """What was decided and done. `detached` is why pods cannot have the sidecar; `obstacles` is what was refused."""
+    """What was decided and done. `detached` is why pods cannot have the sidecar; `obstacles` is what was refused.
+
+    `attachments` are what sidecars say of their engines.
+    """
 
     detached: str = ""
     obstacles: tuple[str, ...] = ()
+    attachments: tuple[SidecarSays, ...] = ()
 
 
 def next_pool_status(
@@ -89,6 +94,8 @@ def _cache_attached(pool: InferencePool, snapshot: PoolSnapshot, facts: PoolFact
         return condition(kind, False, "PodsWithoutSidecar", facts.detached)
     if without := [pod for pod in snapshot.pods if not pod.injected]:
         return condition(kind, False, "PodsWithoutSidecar", f"these pods run without the sidecar: {_named(without)}")
+    if trouble := attachment_trouble(pool, snapshot.sidecars, facts.attachments):
+        return trouble
     return condition(kind, True, Reason.SUCCEEDED, f"every pod uses PrefixCache {snapshot.cache.name}")
 
 

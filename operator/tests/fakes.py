@@ -8,9 +8,11 @@ import copy
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from shadowserve_operator.cluster import checked
+from shadowserve_operator.desired.attachment import EngineState, SidecarSays
 from shadowserve_operator.desired.external_store import EndpointSeen, Finding
 from shadowserve_operator.desired.round_trip import Answer, Plane, Word
 from shadowserve_operator.desired.shard_views import Member
@@ -180,12 +182,15 @@ def _forget(body: Json, before: Mapping[str, Any], manifest: Mapping[str, Any]) 
 class FakeNetwork:
     """Implements `Network`. Data planes say what `said` has under their address, and `Verified` otherwise.
 
+    Sidecars say what `engines` has under their pod's name, and that the engine attached otherwise.
+
     The store is as it should be, unless `store` says otherwise; an external one has what `found` says at its endpoints.
     """
 
     def __init__(self) -> None:
         self.said: dict[str, tuple[Word, str, str]] = {}
         self.changes: list[str] = []
+        self.engines: dict[str, SidecarSays] = {}
         self.store: StoreSeen | None = None
         self.found: dict[str, tuple[Finding, str]] = {}
         self.servers: list[tuple[int, Wish]] = []
@@ -193,6 +198,10 @@ class FakeNetwork:
     async def round_trips(self, planes: Sequence[Plane], change: str) -> list[Answer]:
         self.changes.append(change)
         return [Answer(plane, *self.said.get(plane.address, (Word.VERIFIED, "", ""))) for plane in planes]
+
+    async def attachments(self, sidecars: Sequence[Plane]) -> list[SidecarSays]:
+        attached = SidecarSays(Plane("", ""), EngineState.ATTACHED)
+        return [replace(self.engines.get(each.name, attached), plane=each) for each in sidecars]
 
     async def shards(self, members: Sequence[Member], access: Access, wish: Wish, seconds: float) -> StoreSeen:
         self.servers.append((len(members), wish))

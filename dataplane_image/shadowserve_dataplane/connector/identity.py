@@ -107,10 +107,10 @@ class CacheIdentity:
         self._model = source.given
         self._adapters: dict[str, bytes | None] = {}
 
-    def start(self) -> None:
-        """Begin to hash the model, unless its identity was given."""
+    def start(self, known: Callable[[], None] = lambda: None) -> None:
+        """Begin to hash the model, unless its identity was given; `known` is called when it is, on another thread."""
         if self._model is None:
-            self._in_background(self._hash_model)
+            self._in_background(lambda: self._hash_model(known))
 
     def roots(self, welcome: Welcome, adapter: str | None, request_salt: str | None) -> tuple[ChunkKey, ...] | None:
         """Return the root of the key chain of every rank; None while the identity is not known."""
@@ -121,6 +121,16 @@ class CacheIdentity:
         ranks = (RankInWorld(rank, self._world) for rank in range(self._world))
         return tuple(ChunkKey(bytes(namespace(identity, self._shape, where, salt))) for where in ranks)
 
+    def contract(self, welcome: Welcome) -> bytes | None:
+        """Return what engines that share chunks have in common; None while the identity is not known.
+
+        It says nothing of the keys themselves, so it may be told to anybody.
+        """
+        roots = self.roots(welcome, None, None)
+        if roots is None:
+            return None
+        return hashlib.blake2b(b"".join(roots), digest_size=8, person=b"shadowserve-hash").digest()
+
     def _adapted(self, adapter: str) -> bytes | None:
         if self._model is None:
             return None
@@ -130,9 +140,10 @@ class CacheIdentity:
         digest = self._adapters[adapter]
         return None if digest is None else with_adapter(self._model, digest)
 
-    def _hash_model(self) -> None:
+    def _hash_model(self, known: Callable[[], None]) -> None:
         self._model = model_digest(self._source.locate(), self._source.extras)
         _log.info("KV cache identity of the model: %s", self._model.hex())
+        known()
 
     def _hash_adapter(self, adapter: str) -> None:
         self._adapters[adapter] = model_digest([Path(adapter)])

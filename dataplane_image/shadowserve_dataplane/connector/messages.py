@@ -9,13 +9,14 @@ the connector says `Hello` again. Requests are matched by ids that the connector
 
 Protocol history (bump on any change of meaning, field or order):
   1  first version
+  2  `Contract`
 """
 
 from typing import Literal
 
 import msgspec
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -68,6 +69,16 @@ class SessionUnknown(msgspec.Struct, frozen=True, tag="session_unknown"):
     """The sidecar does not know the session in a message (it was restarted): say `Hello` again."""
 
     session: int
+
+
+class Contract(msgspec.Struct, frozen=True, tag="contract"):
+    """What the scheduler half makes of model, shape and salt: engines share chunks if they say the same, else never.
+
+    It is said when it is known, and in every session anew.
+    """
+
+    session: int
+    digest: bytes
 
 
 class Lookup(msgspec.Struct, frozen=True, tag="lookup"):
@@ -142,7 +153,7 @@ class Stored(msgspec.Struct, frozen=True, tag="stored"):
     outcome: str
 
 
-FromConnector = Hello | Lookup | Fetch | Cancel | Release | Store
+FromConnector = Hello | Contract | Lookup | Fetch | Cancel | Release | Store
 FromSidecar = Welcome | Refused | SessionUnknown | Found | Landed | ChunkFailed | Stored
 
 _encoder = msgspec.msgpack.Encoder()

@@ -14,7 +14,7 @@ from shadowserve_dataplane.chunks import ChunkKey, extend_keys
 from shadowserve_dataplane.connector.client import SidecarClient
 from shadowserve_dataplane.connector.identity import CacheIdentity
 from shadowserve_dataplane.connector.lookups import Lookups
-from shadowserve_dataplane.connector.messages import Found, FromSidecar, Hello, Lookup, Welcome
+from shadowserve_dataplane.connector.messages import Contract, Found, FromSidecar, Hello, Lookup, Welcome
 from shadowserve_dataplane.connector.plan import (
     ChunkStore,
     Geometry,
@@ -116,11 +116,12 @@ class SchedulerHalf:
         self._held: list[str] = []
         self._computing: set[str] = set()
         self._may_wait = True
+        self._greeted: Welcome | None = None
         self._client = SidecarClient(settings.socket, hello, self)
 
     def start(self) -> None:
         """Begin to connect to the sidecar, and to find out whose cache this is."""
-        self._identity.start()
+        self._identity.start(self._tell_contract)
         self._client.start()
 
     def close(self) -> None:
@@ -304,13 +305,23 @@ class SchedulerHalf:
         on_their_way = {issued.key for issued in self._issued.values()}
         self._known.forget(key[0] for key in keys[found:] if key[0] not in on_their_way)
 
+    def _tell_contract(self) -> None:
+        """Tell it once both are known, the model and the sidecar's terms; called by whoever comes to know one."""
+        welcome = self._greeted
+        contract = self._identity.contract(welcome) if welcome is not None else None
+        if welcome is not None and contract is not None:
+            self._client.send(Contract(welcome.session, contract))
+
     # The client's thread.
 
     def session_began(self, welcome: Welcome) -> None:
-        """Nothing to prepare: look-ups start with the next request."""
+        """Tell whose chunks these are, as far as it is known; look-ups start with the next request."""
+        self._greeted = welcome
+        self._tell_contract()
 
     def session_lost(self) -> None:
         """No look-up will be answered."""
+        self._greeted = None
         self._lookups.give_up()
 
     def received(self, message: FromSidecar) -> None:

@@ -22,7 +22,7 @@ from shadowserve_dataplane.errors import SettingsError
 from shadowserve_dataplane.fetch.canary import Canary, CanaryLanding
 from shadowserve_dataplane.fetch.generated.dataplane_pb2_grpc import add_DataPlaneServicer_to_server
 from shadowserve_dataplane.fetch.pipeline import Pipeline, PipelineSettings
-from shadowserve_dataplane.fetch.telling import told_over_http
+from shadowserve_dataplane.fetch.telling import ROUND_TRIP, told_over_http
 from shadowserve_dataplane.fetch.verdicts import Verdict, Verdicts
 from shadowserve_dataplane.place.frames import TOKEN_BYTES
 from shadowserve_dataplane.place.receiver import TcpPlacementReceiver
@@ -128,7 +128,8 @@ def _contexts(files: TlsFiles) -> tuple[ssl.SSLContext, ssl.SSLContext]:
 def _told(settings: DataPlaneSettings, registry: CollectorRegistry, after: Callable[[str], Verdict]) -> Iterator[int]:
     with ExitStack() as stack:
         try:
-            port = stack.enter_context(told_over_http(settings.host, settings.metrics_port, registry, after))
+            answers = {ROUND_TRIP: lambda change: after(change).document()}
+            port = stack.enter_context(told_over_http(settings.host, settings.metrics_port, registry, answers))
         except OSError as error:
             raise SettingsError(f"--metrics-port: cannot listen on port {settings.metrics_port}: {error}") from error
         yield port

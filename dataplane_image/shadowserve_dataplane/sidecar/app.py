@@ -12,6 +12,9 @@ from shadowserve_dataplane.connector.messages import FromSidecar, pack
 from shadowserve_dataplane.errors import ChunkOutcome
 from shadowserve_dataplane.fetch.pipeline import Pipeline
 from shadowserve_dataplane.fetch.report import ChunkResult
+from shadowserve_dataplane.fetch.telling import ROUND_TRIP, Answer
+from shadowserve_dataplane.sidecar import attachment
+from shadowserve_dataplane.sidecar.attachment import Attachment
 from shadowserve_dataplane.sidecar.buffer_files import Buffers, BufferSizes, make_buffers
 from shadowserve_dataplane.sidecar.canary import HostCanary
 from shadowserve_dataplane.sidecar.conversation import Conversation, Parts, Terms
@@ -51,10 +54,14 @@ async def serve(config: Config, paths: Paths, stop: asyncio.Event, say: Callable
         try:
             metrics = SidecarMetrics(buffers.landing.count)
             canary = HostCanary(store_settings(config))
-            after = canary.verdicts.after if "Host" in config.placement.order else None
-            with metrics.served(config.metrics_port, paths.metrics_port, after) as port, ExitStack() as stack:
-                sidecar = Sidecar(config, paths, buffers, metrics)
-                if after is not None:
+            engine = Attachment(config.landing_buffer_bytes)
+            answers: dict[str, Answer] = {attachment.PATH: lambda _: engine.document()}
+            restores = "Host" in config.placement.order
+            if restores:
+                answers[ROUND_TRIP] = lambda change: canary.verdicts.after(change).document()
+            with metrics.served(config.metrics_port, paths.metrics_port, answers) as port, ExitStack() as stack:
+                sidecar = Sidecar(config, paths, buffers, metrics, engine)
+                if restores:
                     canary.follow(lambda: sidecar.host_pipeline)
                     stack.enter_context(canary)
                 say(f"shadowserve-sidecar {__version__}: ready on {paths.socket}, metrics on port {port}")
@@ -66,7 +73,9 @@ async def serve(config: Config, paths: Paths, stop: asyncio.Event, say: Callable
 class Sidecar:
     """The parts of a running sidecar; the event loop's thread owns them all."""
 
-    def __init__(self, config: Config, paths: Paths, buffers: Buffers, metrics: SidecarMetrics) -> None:
+    def __init__(
+        self, config: Config, paths: Paths, buffers: Buffers, metrics: SidecarMetrics, engine: Attachment
+    ) -> None:
         store, order, limits = store_settings(config), config.placement.order, config.limits
         self._landing = buffers.landing
         self._store = StoreClient(store)
@@ -97,6 +106,7 @@ class Sidecar:
                 metrics,
                 self._why_no_fetch,
                 self._prepare_for,
+                engine,
             ),
             self._send,
         )

@@ -14,6 +14,7 @@ from shadowserve_dataplane.connector.messages import (
     PROTOCOL,
     Buffer,
     Cancel,
+    Contract,
     Fetch,
     Found,
     FromConnector,
@@ -27,6 +28,7 @@ from shadowserve_dataplane.connector.messages import (
     pack,
     unpack_from_connector,
 )
+from shadowserve_dataplane.sidecar.attachment import Attachment
 from shadowserve_dataplane.sidecar.fetches import Fetches
 from shadowserve_dataplane.sidecar.index import Answer, Index
 from shadowserve_dataplane.sidecar.landing_slots import LandingSlots
@@ -54,7 +56,7 @@ class Parts:
     """The parts that messages are passed on to.
 
     `why_no_fetch` says why there is no place to restore chunks, nothing if there is one; `prepare` is called for every
-    worker before it hears `Welcome`.
+    worker before it hears `Welcome`; `attachment` keeps what is told of the engine.
     """
 
     index: Index
@@ -65,6 +67,7 @@ class Parts:
     metrics: SidecarMetrics
     why_no_fetch: Callable[[], str]
     prepare: Callable[[Session], None]
+    attachment: Attachment
 
 
 class Conversation:
@@ -106,6 +109,8 @@ class Conversation:
         match session.role, message:
             case _, Lookup():
                 return self._start_look_up(session, message)
+            case "scheduler", Contract():
+                self._parts.attachment.agreed(message.digest)
             case "worker", Fetch():
                 return self._parts.fetches.fetch(session, message)
             case "worker", Cancel():
@@ -125,6 +130,7 @@ class Conversation:
         greeting = self._sessions.greet(peer, hello)
         if isinstance(greeting, Refusal):
             self._refuse("hello", f"refused {hello.role} {hello.rank} of engine {hello.engine!r}: {greeting.reason}")
+            self._parts.attachment.refused(hello, greeting.reason)
             self._send(peer, pack(Refused(greeting.reason)))
             return
         for old in greeting.replaced:
@@ -134,6 +140,7 @@ class Conversation:
         if isinstance(buffers, Refusal):
             self._sessions.close(session.number)
             self._refuse("hello", f"refused {session.role} {session.rank}: {buffers.reason}")
+            self._parts.attachment.refused(hello, buffers.reason)
             self._send(peer, pack(Refused(buffers.reason)))
         elif buffers is None:
             self._sessions.close(session.number)
@@ -151,6 +158,7 @@ class Conversation:
         """Return landing and staging buffer of a session; None: not yet, slots of another shape are being written."""
         if session.role != "worker":
             return None, None
+        self._parts.attachment.shaped(session.shape)
         landing = self._parts.landing.carve_for(session.shape)
         if not isinstance(landing, Buffer):
             return landing
@@ -159,6 +167,7 @@ class Conversation:
 
     def _welcome(self, session: Session, landing: Buffer | None, staging: Buffer | None) -> None:
         self._staging_slots[session.number] = frozenset(staging.slots if staging else ())
+        self._parts.attachment.welcomed(session)
         terms = self._terms
         welcome = Welcome(
             protocol=PROTOCOL,
@@ -201,6 +210,7 @@ class Conversation:
             f"({error}); use the connector of the same release as the sidecar"
         )
         self._refuse("hello", f"refused a connector: {reason}")
+        self._parts.attachment.refused(None, reason)
         self._send(peer, pack(Refused(reason)))
 
     def _refuse(self, kind: str, reason: str) -> None:

@@ -24,7 +24,7 @@ class LandingSlots:
 
     def carve_for(self, shape: KvShape) -> Buffer | Refusal | None:
         """Return the buffer, cut into slots that hold any chunk of `shape`; None: not yet, slots are still in use."""
-        slot_bytes = round_to_pages(LandedLayout.max_bytes(shape))
+        slot_bytes = slot_bytes_for(shape)
         total = self._landing.total_bytes
         if slot_bytes > total:
             return Refusal(
@@ -42,6 +42,11 @@ class LandingSlots:
                     ENOUGH_SLOTS * slot_bytes,
                 )
         return Buffer(str(self._landing.path), total, slot_bytes, list(range(self._landing.slots)))
+
+
+def slot_bytes_for(shape: KvShape) -> int:
+    """Return how large a slot is that any chunk of this shape fits into."""
+    return round_to_pages(LandedLayout.max_bytes(shape))
 
 
 def owner_of(session: Session) -> bytes:

@@ -13,8 +13,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, disable_created_metrics
 
 from shadowserve_dataplane.errors import ChunkOutcome, SettingsError
-from shadowserve_dataplane.fetch.telling import told_over_http
-from shadowserve_dataplane.fetch.verdicts import Verdict
+from shadowserve_dataplane.fetch.telling import Answer, told_over_http
 from shadowserve_dataplane.landing import SlotState
 from shadowserve_dataplane.sidecar.store_policy import DropReason
 from shadowserve_dataplane.sidecar.switch import Place
@@ -92,14 +91,14 @@ class SidecarMetrics:
         self._placement.labels(place.value).set(1)
 
     @contextmanager
-    def served(self, port: int, port_file: Path | None, after: Callable[[str], Verdict] | None = None) -> Iterator[int]:
+    def served(self, port: int, port_file: Path | None, answers: Mapping[str, Answer]) -> Iterator[int]:
         """Serve the metrics over HTTP, on any free port if `port` is 0; yield the port, and write it to the file.
 
-        With `after` also what the last canary said. Raises `SettingsError` when the port is taken.
+        `answers` are told at paths of their own. Raises `SettingsError` when the port is taken.
         """
         with ExitStack() as stack:
             try:
-                bound = stack.enter_context(told_over_http("0.0.0.0", port, self.registry, after))
+                bound = stack.enter_context(told_over_http("0.0.0.0", port, self.registry, answers))
             except OSError as error:
                 raise SettingsError(f"metricsPort {port}: {error.strerror}; choose another, or 0 for any") from error
             if port_file is not None:

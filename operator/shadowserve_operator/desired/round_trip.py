@@ -58,11 +58,19 @@ def host_planes(pods: Sequence[Json], wanted: Collection[str]) -> list[Plane]:
     """Return the data planes inside the sidecars of these pods, as far as they run, in the order of their names."""
     found = []
     for pod in sorted(pods, key=lambda each: str(each["metadata"]["name"])):
-        name, address = pod["metadata"]["name"], pod.get("status", {}).get("podIP", "")
-        if name in wanted and address and _sidecar_runs(pod):
-            host = f"[{address}]" if ":" in address else address
-            found.append(Plane(f"the sidecar of {name}", f"{host}:{names.SIDECAR_METRICS_PORT}"))
+        name, address = pod["metadata"]["name"], sidecar_address(pod)
+        if name in wanted and address:
+            found.append(Plane(f"the sidecar of {name}", address))
     return found
+
+
+def sidecar_address(pod: Json) -> str:
+    """Return where a pod's sidecar can be asked, `host:port`; nothing while it does not run."""
+    address = pod.get("status", {}).get("podIP", "")
+    if not address or not _sidecar_runs(pod):
+        return ""
+    host = f"[{address}]" if ":" in address else address
+    return f"{host}:{names.SIDECAR_METRICS_PORT}"
 
 
 def _sidecar_runs(pod: Json) -> bool:

@@ -1,0 +1,92 @@
+"""What sidecars say of their engines, and what a pool's `CacheAttached` says of that. Pure: `network.py` asks.
+
+Only what a sidecar says counts: silence is no proof of a fault, and an engine that still loads has not attached yet.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from shadowserve_crds.conditions import Condition, condition
+from shadowserve_crds.inferencepool import InferencePool, InferencePoolCondition
+from shadowserve_operator.desired.round_trip import Plane
+
+_MOST_NAMED = 3
+_MEBIBYTE = 1 << 20
+
+
+class EngineState(StrEnum):
+    """What a sidecar says of its engine; `UNREACHABLE`: nothing."""
+
+    WAITING = "Waiting"
+    ATTACHED = "Attached"
+    TOO_SMALL = "LandingBufferTooSmall"
+    REFUSED = "EngineRefused"
+    UNREACHABLE = "Unreachable"
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarSays:
+    """One sidecar's answer; `plane.name` is the pod's.
+
+    `detail` is why it refused its engine; `chunks` of the model fit into the landing buffer, which had to have
+    `wanted_bytes`; `contract` is the same for engines that share chunks, "" while the model is being hashed.
+    """
+
+    plane: Plane
+    state: EngineState
+    detail: str = ""
+    chunks: int = 0
+    wanted_bytes: int = 0
+    contract: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarPod:
+    """A pod of a pool whose sidecar can be asked at `address`; `template` names the template that it was made from."""
+
+    name: str
+    address: str
+    template: str
+
+
+def attachment_trouble(
+    pool: InferencePool, pods: Sequence[SidecarPod], says: Sequence[SidecarSays]
+) -> Condition | None:
+    """Return `CacheAttached` if something is wrong with how engines attached, with the fix in words; else None."""
+    kind, cache = InferencePoolCondition.CACHE_ATTACHED, pool.spec.cache_ref.name if pool.spec.cache_ref else ""
+    if small := [each for each in says if each.state is EngineState.TOO_SMALL]:
+        wanted = max(each.wanted_bytes for each in small)
+        message = (
+            f"landing buffers hold {min(each.chunks for each in small)} chunks of this model in {_named(small)}: set "
+            f"spec.placement.landingBuffer of PrefixCache {cache} to at least {-(-wanted // _MEBIBYTE)}Mi"
+        )
+        return condition(kind, False, EngineState.TOO_SMALL, message)
+    if refused := [each for each in says if each.state is EngineState.REFUSED]:
+        message = f"the sidecar refused the engine of {_named(refused)}: {refused[0].detail}"
+        return condition(kind, False, EngineState.REFUSED, message)
+    if odd := _odd_ones_out(pods, says):
+        message = (
+            f"{_named(odd)} and the other pods compute different keys for the same prompts, so they share no chunks: "
+            "the model's files differ; give all pods the same ones, for example by a fixed spec.model.revision"
+        )
+        return condition(kind, False, "HashContractDiffers", message)
+    return None
+
+
+def _odd_ones_out(pods: Sequence[SidecarPod], says: Sequence[SidecarSays]) -> list[SidecarSays]:
+    """Return those whose contract is not that of most pods of their template: templates differ during a rollout."""
+    template = {pod.name: pod.template for pod in pods}
+    known = [each for each in says if each.contract]
+    counts = Counter((template.get(each.plane.name, ""), each.contract) for each in known)
+    usual: dict[str, str] = {}
+    for (made_from, contract), _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        usual.setdefault(made_from, contract)
+    return [each for each in known if usual[template.get(each.plane.name, "")] != each.contract]
+
+
+def _named(says: Sequence[SidecarSays]) -> str:
+    listed = [each.plane.name for each in says]
+    more = f" and {len(listed) - _MOST_NAMED} more" if len(listed) > _MOST_NAMED else ""
+    return ", ".join(listed[:_MOST_NAMED]) + more

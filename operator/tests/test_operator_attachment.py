@@ -1,0 +1,166 @@
+"""`CacheAttached` tells what sidecars say of their engines: a table, a pool's reconcile, and the real network."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from aiohttp import web
+from fakes import FakeCluster, FakeNetwork
+from test_operator_inferencepool import NOW, a_cluster, become_ready, conditions, message, pod, pool, until_quiet
+
+from shadowserve_crds import names
+from shadowserve_crds.inferencepool import InferencePool
+from shadowserve_operator.desired.attachment import EngineState, SidecarPod, SidecarSays, attachment_trouble
+from shadowserve_operator.desired.round_trip import Plane
+from shadowserve_operator.kinds import POD, Json, Ref
+from shadowserve_operator.network import PodNetwork
+from shadowserve_operator.pool_reconcile import reconcile_inferencepool
+from shadowserve_operator.settings import OperatorSettings
+
+POOL = InferencePool.parse(pool())
+_MI = 1 << 20
+
+
+def says(name: str, state: EngineState = EngineState.ATTACHED, **more: Any) -> SidecarSays:
+    return SidecarSays(Plane(name, "10.0.0.1:9465"), state, **more)
+
+
+SMALL = says("a", EngineState.TOO_SMALL, detail="refused", chunks=2, wanted_bytes=900 * _MI + 1)
+REFUSED = says("b", EngineState.REFUSED, detail="the connector speaks protocol 1; use the same release")
+CONTRACTS = [says(name, contract=contract) for name, contract in (("a", "1"), ("b", "1"), ("c", "2"))]
+
+
+@pytest.mark.parametrize(
+    ("told", "reason", "words"),
+    [
+        ([], None, []),
+        ([says("a"), says("b", contract="1"), says("c", contract="1")], None, []),
+        ([says("a", EngineState.WAITING), says("b", EngineState.UNREACHABLE, detail="no answer")], None, []),
+        ([SMALL, says("b")], "LandingBufferTooSmall", ["2 chunks", "in a:", "landingBuffer of PrefixCache", "901Mi"]),
+        ([REFUSED, says("a")], "EngineRefused", ["engine of b", "use the same release"]),
+        ([REFUSED, SMALL], "LandingBufferTooSmall", ["901Mi"]),
+        (CONTRACTS, "HashContractDiffers", ["c and the other pods", "spec.model.revision"]),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_fix(told: list[SidecarSays], reason: str | None, words: list[str]) -> None:
+    pods = [SidecarPod(each.plane.name, each.plane.address, "7f9c") for each in told]
+    found = attachment_trouble(POOL, pods, told)
+    assert (found and found.reason) == reason
+    for word in words:
+        assert word in (found.message if found else "")
+
+
+def test_pods_of_an_older_template_may_compute_other_keys() -> None:
+    templates = {"a": "old", "b": "old", "c": "new"}
+    pods = [SidecarPod(name, "10.0.0.1:9465", template) for name, template in templates.items()]
+    assert attachment_trouble(POOL, pods, CONTRACTS) is None
+
+
+def test_of_many_pods_a_few_are_named() -> None:
+    told = [replace(SMALL, plane=Plane(f"pod-{number}", "x:1")) for number in range(9)]
+    found = attachment_trouble(POOL, [], told)
+    assert found is not None
+    assert "pod-0, pod-1, pod-2 and 6 more" in found.message
+
+
+def running(name: str, template: str = "7f9c") -> Json:
+    """Return a pod of the pool whose sidecar can be asked."""
+    started = [{"name": names.SIDECAR_CONTAINER, "started": True}]
+    body = pod(name, "", podIP="10.0.0.1", initContainerStatuses=started)
+    body["metadata"]["labels"]["pod-template-hash"] = template
+    return body
+
+
+async def test_a_pool_is_not_ready_until_its_engines_are_taken_and_writes_nothing_meanwhile() -> None:
+    cluster, network = a_cluster(), FakeNetwork()
+
+    async def settle(cluster: FakeCluster) -> None:
+        for _ in range(5):
+            result = await reconcile_inferencepool(cluster, "default", "chat", OperatorSettings(), lambda: NOW, network)
+            if not result.writes:
+                return
+        raise AssertionError("still writing")
+
+    await settle(cluster)
+    become_ready(cluster)
+    for name in ("a", "b"):
+        cluster.put(running(name))
+    network.engines = {"b": REFUSED}
+    await settle(cluster)
+    assert conditions(cluster)["CacheAttached"] == conditions(cluster)["Ready"] == ("False", "EngineRefused")
+    assert "the sidecar refused the engine of b: the connector speaks protocol 1" in message(cluster, "CacheAttached")
+    before = len(cluster.writes)
+    await settle(cluster)
+    assert len(cluster.writes) == before
+    network.engines = {}
+    await settle(cluster)
+    assert conditions(cluster)["Ready"] == ("True", "Succeeded")
+
+
+async def test_only_sidecars_that_run_are_asked() -> None:
+    cluster = a_cluster()
+    cluster.put(pod("starts", ""))
+    cluster.put(pod("without", injected=False, podIP="10.0.0.2"))
+    await until_quiet(cluster)  # by the real network: nobody is there to answer
+    assert Ref(POD, "default", "starts") in cluster.objects
+    assert conditions(cluster)["CacheAttached"] == ("False", "PodsWithoutSidecar")
+
+
+@asynccontextmanager
+async def a_sidecar(answer: object, held: asyncio.Event | None = None) -> AsyncIterator[tuple[Plane, asyncio.Event]]:
+    """Yield where something listens that says this, and what tells that it was asked; it answers once `held` is set."""
+    asked = asyncio.Event()
+
+    async def attachment(request: web.Request) -> web.Response:
+        asked.set()
+        if held is not None:
+            await held.wait()
+        return web.json_response(answer)
+
+    application = web.Application()
+    application.router.add_get("/attachment", attachment)
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield Plane("a", f"127.0.0.1:{runner.addresses[0][1]}"), asked
+    finally:
+        await runner.cleanup()
+
+
+PATIENT = PodNetwork(patience=60.0)
+DOCUMENT = {"state": "EngineRefused", "detail": "why", "chunks": 3, "wantedBytes": 9, "contract": "0f"}
+
+
+async def test_an_answer_is_passed_on() -> None:
+    async with a_sidecar(DOCUMENT) as (plane, _):
+        found = await PATIENT.attachments([plane])
+    assert found == [SidecarSays(plane, EngineState.REFUSED, "why", 3, 9, "0f")]
+    assert await PATIENT.attachments([]) == []
+
+
+@pytest.mark.parametrize("answer", [["a list"], {}, {**DOCUMENT, "state": "Later"}, {**DOCUMENT, "chunks": "many"}])
+async def test_what_is_no_sidecar_is_unreachable(answer: object) -> None:
+    async with a_sidecar(answer) as (plane, _):
+        [found] = await PATIENT.attachments([plane])
+    assert (found.state, "no sidecar" in found.detail) == (EngineState.UNREACHABLE, True)
+
+
+async def test_sidecars_that_say_nothing_do_not_hold_up_the_reconcile() -> None:
+    never = asyncio.Event()
+    async with a_sidecar(DOCUMENT, never) as (silent, _):
+        gone = Plane("gone", "127.0.0.1:9")
+        found = await PodNetwork(patience=0.2).attachments([silent, gone])
+        never.set()
+    assert [each.state for each in found] == [EngineState.UNREACHABLE] * 2
+    assert found[0].detail == "no answer"
+
+
+async def test_nobody_waits_for_the_answers_of_others() -> None:
+    async with a_sidecar(DOCUMENT) as (last, asked), a_sidecar(DOCUMENT, asked) as (slow, _):
+        found = await PATIENT.attachments([*[slow] * 40, last])
+    assert {each.state for each in found} == {EngineState.REFUSED}, "the last is asked before the others have answered"

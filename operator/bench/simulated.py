@@ -3,7 +3,7 @@
 Targets are really evaluated, at a size that a laptop can do; time is 17.5 ms a batch of 100 (1.75 s an evaluation, as
 in the paper) and 0.2 ms a message. Every stretch's chain is compared with the serial one.
 
-Burn-in is the paper's: the first 9,575 iterations, of two chains; stretches are evenly spread over them. A predictor
+Burn-in is the paper's, the first 9,575 iterations; stretches are evenly spread over them. A predictor
 comes to each with what the chain has taught it by then.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from phases import Lesson, Walk, stationary, transient, walk
 
 from shadowserve_capacity.prefetch.chain import Position, serial_run
-from shadowserve_capacity.prefetch.master import Policy
+from shadowserve_capacity.prefetch.policy import Policy
 from shadowserve_capacity.prefetch.predictors import Naive, PaperPartialData, PartialData, Predictor
 from shadowserve_capacity.prefetch.problem import Problem, State, Target
 from shadowserve_capacity.prefetch.simulated import Cluster, run_simulated

@@ -41,7 +41,7 @@ def fit(
         Method.CLOSED_FORM
     ),
     steps: Annotated[
-        int, typer.Option(min=200, help="Steps of each of four chains, in each of up to 10 rounds.")
+        int, typer.Option(min=200, help="Steps of each of four chains at first; up to 10 rounds, ever longer.")
     ] = 1000,
     plot: Annotated[Path | None, typer.Option(help="Draw the chains here (.png or .svg).")] = None,
     as_json: Json = False,

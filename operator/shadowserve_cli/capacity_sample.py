@@ -114,7 +114,7 @@ def simulate(
     as_json: Json = False,
 ) -> None:
     """Compute a chain as a cluster of any size would, in simulated time: speed-ups without the cluster."""
-    from shadowserve_capacity.prefetch.master import Policy
+    from shadowserve_capacity.prefetch.policy import Policy
     from shadowserve_capacity.prefetch.simulated import Cluster, run_simulated
     from shadowserve_capacity.problems.named import Named
 

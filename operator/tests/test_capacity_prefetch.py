@@ -12,7 +12,8 @@ from shadowserve_capacity.errors import CheckpointError, ProblemError, ProposalF
 from shadowserve_capacity.prefetch.chain import Position, run_serial, serial_run
 from shadowserve_capacity.prefetch.checkpoint import Checkpoint, fingerprint
 from shadowserve_capacity.prefetch.evidence import Comparison, Decision, Normal
-from shadowserve_capacity.prefetch.master import Master, Policy
+from shadowserve_capacity.prefetch.master import Master
+from shadowserve_capacity.prefetch.policy import Policy
 from shadowserve_capacity.prefetch.predictors import ConstantRate, Naive, PaperPartialData, PartialData, Predictor
 from shadowserve_capacity.prefetch.problem import Adaptation, Problem, Proposed, State
 from shadowserve_capacity.prefetch.simulated import Cluster, Faults, run_simulated

@@ -14,8 +14,9 @@ from shadowserve_capacity.errors import TargetFault, WorkerError
 from shadowserve_capacity.prefetch.chain import run_serial
 from shadowserve_capacity.prefetch.choice import Chooser
 from shadowserve_capacity.prefetch.links import Link
-from shadowserve_capacity.prefetch.master import Master, Policy
+from shadowserve_capacity.prefetch.master import Master
 from shadowserve_capacity.prefetch.parallel import Options, chosen_split, run_parallel
+from shadowserve_capacity.prefetch.policy import Policy
 from shadowserve_capacity.prefetch.predictors import Naive, PartialData, Predictor
 from shadowserve_capacity.prefetch.problem import Problem, State
 from shadowserve_capacity.prefetch.processes import Processes, ProcessLink, processes

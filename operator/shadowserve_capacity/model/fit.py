@@ -52,7 +52,8 @@ class Sampling:
     steps: int = 1000
     thin: int = 1
     rounds: int = 10
-    """Chains that disagree, or have too few independent draws, go on as long again, up to so many times in all."""
+    """Chains that disagree, or have too few independent draws, go on up to so many times in all: as long again twice,
+    then twice as long, three times, and so on."""
     workers: int | None = None
     """Processes; by default one a chain, as many as there are cores. The result does not depend on it."""
 
@@ -151,8 +152,9 @@ def _sample(target: PosteriorTarget, seed: int, sampling: Sampling, tell: Callab
             better = replace(target, whitening=target.whitening.improved(kept.reshape(-1, DIMENSION)))
             starts = better.whitening.states(target.whitening.coordinates(states[:, -1]))
             target = better
+            steps = (sampling.warm_up + sampling.steps) * max(1, len(rounds) - 1)
             chains = [
-                replace(each, target=target, start=start, seed=each.seed + 1)
+                replace(each, target=target, start=start, seed=each.seed + 1, iterations=steps)
                 for each, start in zip(chains, starts, strict=True)
             ]
 

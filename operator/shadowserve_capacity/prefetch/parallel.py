@@ -14,7 +14,8 @@ from shadowserve_capacity.prefetch.chain import Chain, Position
 from shadowserve_capacity.prefetch.choice import Chooser
 from shadowserve_capacity.prefetch.links import Hiring, Link
 from shadowserve_capacity.prefetch.local_worker import READY, REFUSED
-from shadowserve_capacity.prefetch.master import Master, Policy, Task, Verdict
+from shadowserve_capacity.prefetch.master import Master
+from shadowserve_capacity.prefetch.policy import Policy, Task, Verdict
 from shadowserve_capacity.prefetch.predictors import Predictor
 from shadowserve_capacity.prefetch.problem import Problem, evaluated
 from shadowserve_capacity.prefetch.processes import LANES

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from shadowserve_capacity.errors import TargetFault
 from shadowserve_capacity.prefetch.chain import Chain, Position
-from shadowserve_capacity.prefetch.master import Master, Policy, Task, Verdict
+from shadowserve_capacity.prefetch.master import Master
+from shadowserve_capacity.prefetch.policy import Policy, Task, Verdict
 from shadowserve_capacity.prefetch.predictors import PartialData, Predictor
 from shadowserve_capacity.prefetch.problem import Problem
 

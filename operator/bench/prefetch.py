@@ -158,7 +158,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--simulated-size", type=int, help=f"data in simulated runs (default: {_SIZES})")
     parser.add_argument("--burn-in", type=int, default=simulated.BURN_IN, help="iterations of burn-in (the paper's)")
     parser.add_argument("--starts", type=int, default=1, help="chains whose burn-in is averaged (the paper: 2)")
-    parser.add_argument("--measured", type=int, default=150, help="stationary iterations that are measured")
+    parser.add_argument("--measured", type=int, default=100, help="stationary iterations that are measured")
     parser.add_argument("--size", type=int, default=PAPER_SIZES["mixture"], help="data in real runs")
     parser.add_argument("--batches", type=int, default=32, help="batches in real runs")
     parser.add_argument("--iterations", type=int, default=1000, help="iterations of each real run")

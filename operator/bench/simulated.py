@@ -3,8 +3,8 @@
 Targets are really evaluated, at a size that a laptop can do; time is 17.5 ms a batch of 100 (1.75 s an evaluation, as
 in the paper) and 0.2 ms a message. Every stretch's chain is compared with the serial one.
 
-Burn-in is the paper's, the first 9,575 iterations; stretches are evenly spread over them. A predictor
-comes to each with what the chain has taught it by then.
+Burn-in is the paper's, the first 9,575 iterations; stretches are evenly spread over them. A predictor comes to each
+with what the chain has taught it by then.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,7 @@ BATCH_S = 0.0175
 MESSAGE_S = 0.0002
 BURN_IN = 9575
 _WARM, _MEASURED, _PAST = 30, 60, 40
-_SEGMENTS = 8
+_SEGMENTS = 6
 _SETTLE = 800
 _HISTORY = 3000
 _SETTLED_HISTORY = 1500
@@ -159,7 +159,7 @@ def burn_in(named: Named, length: int) -> tuple[int, Phase]:
     """Return how long the transient is, and stretches evenly spread over the first `length` iterations."""
     problem = named.problem(length + _WARM + _MEASURED + _PAST)
     chain, level = walk(problem), walk(replace(stationary(named, 300), iterations=300))
-    starts = [length * index // _SEGMENTS for index in range(_SEGMENTS)]
+    starts = [length * (2 * index + 1) // (2 * _SEGMENTS) for index in range(_SEGMENTS)]
     stretches = [_stretch(problem, chain, start, _HISTORY, _MEASURED) for start in starts]
     return transient(chain, level), Phase(named.name, "burn-in", stretches)
 

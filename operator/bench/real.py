@@ -1,5 +1,6 @@
 """Chains on the cores of this machine: every method against the best serial loop, and what the machine allows."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,8 @@ from shadowserve_capacity.problems.named import Named
 
 _SETTLE = 300
 _HISTORY = 1200
-_ROUNDS = 20
+_ROUNDS, _WARM_UP = 20, 3
+_LEAST_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -127,17 +129,19 @@ def ceiling(problem: Problem, workers: int) -> float:
             for link in links:
                 while link.received() != READY:
                     time.sleep(0.01)
-            alone, together = (_seconds_a_round(problem, links[:count]) for count in (1, workers))
+            first = _seconds_a_round(problem, links, _WARM_UP)
+            rounds = max(_ROUNDS, math.ceil(_LEAST_S / first))
+            alone, together = (_seconds_a_round(problem, links[:count], rounds) for count in (1, workers))
         finally:
             for link in links:
                 link.close()
     return workers * alone / together
 
 
-def _seconds_a_round(problem: Problem, links: Sequence[Link]) -> float:
+def _seconds_a_round(problem: Problem, links: Sequence[Link], rounds: int) -> float:
     batches = problem.target.batches
     with DefaultSelector() as selector:
-        left = {link.fileno(): _ROUNDS for link in links}
+        left = {link.fileno(): rounds for link in links}
         began = time.perf_counter()
         for link in links:
             selector.register(link.fileno(), EVENT_READ, link)
@@ -148,7 +152,7 @@ def _seconds_a_round(problem: Problem, links: Sequence[Link]) -> float:
                     left[key.fd] -= 1
                     if left[key.fd] > 0:
                         key.data.order(Order(0, 1, 0, 0, batches, batches, problem.start))
-        return (time.perf_counter() - began) / _ROUNDS
+        return (time.perf_counter() - began) / rounds
 
 
 def cores() -> int:

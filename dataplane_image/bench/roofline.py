@@ -40,17 +40,17 @@ def dequantized(bench: Bench, kind: Dequantizer) -> Fetch:
     shape, rng = bench.shape, np.random.default_rng(0)
     planes = planes_per_frame(shape)
     codes = rng.normal(0, 3, (planes, shape.tokens, shape.channels)).astype(np.int8)
-    steps, means = np.full(planes, 0.5, np.float32), np.zeros((planes, shape.channels), np.uint16)
+    steps, means = np.full(shape.planes, 0.5, np.float32), np.zeros((shape.planes, shape.channels), np.uint16)
 
     def run(requests: Sequence[ChunkRequest]) -> None:
         for request in requests:
             with bench.landing.writer(request.ref) as slot:
                 values = np.frombuffer(slot, bits_dtype(shape.dtype), shape.elements)
                 whole = values.reshape(shape.planes, shape.tokens, shape.channels)
+                kind.begin(steps, means)
                 for first in range(0, shape.planes, planes):
                     out = whole[first : first + planes]
-                    number = len(out)
-                    kind.frame(codes[:number], steps[:number], means[:number], out)
+                    kind.planes(codes[: len(out)], first, out)
 
     return run
 

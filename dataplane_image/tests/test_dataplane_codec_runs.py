@@ -87,7 +87,8 @@ def test_as_many_frames_are_decoded_at_once_as_are_there_and_may_be() -> None:
     assert lengths(LandingMode.CODES, [len(chunk) - 1, len(chunk)], EVERYTHING) == [1, 1, 2, 1]
     assert lengths(LandingMode.CODES, [len(chunk)], 2 * FRAME_BYTES) == [1, 1, 2, 1]
     assert lengths(LandingMode.CODES, [len(chunk)], 1) == [1] * 5
-    assert lengths(LandingMode.VALUES, [len(chunk)], EVERYTHING) == [1, 1, 2, 1]
+    assert lengths(LandingMode.VALUES, [len(chunk)], EVERYTHING) == [1, 1, 3]
+    assert lengths(LandingMode.VALUES, [len(chunk)], 4 * FRAME_BYTES) == [1, 1, 2, 1]
     assert lengths(LandingMode.VALUES, [len(chunk)], 2 * FRAME_BYTES) == [1] * 5
 
 

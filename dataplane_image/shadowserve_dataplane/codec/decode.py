@@ -26,7 +26,7 @@ from shadowserve_dataplane.codec.landed import ImageKind, LandedLayout
 from shadowserve_dataplane.codec.quantize import Bits, bits_dtype
 from shadowserve_dataplane.errors import ChunkDamaged
 
-_DEQUANTIZED_BYTES = 400 * 1024
+_DEQUANTIZED_BYTES = 800 * 1024
 """Codes that are dequantized at once, unless one frame has more: fewer calls, and still in the processor's cache."""
 _INFINITE_FLOAT32 = 0x7F800000
 _INFINITE_BFLOAT16 = 0x7F80
@@ -91,18 +91,22 @@ class FrameDecoder:
         planes = np.frombuffer(by_byte, np.uint8).reshape(shape.dtype.itemsize, -1)
         self._bytewise.join(planes, np.frombuffer(destination, bits_dtype(shape.dtype)))
 
+    def begin_dequantizing(self) -> None:
+        """Take the chunk's parameters, which are kept."""
+        shape, kept = self._shape, self._kept[FrameKind.PARAMETERS]
+        steps = np.frombuffer(kept, np.float32, shape.planes)
+        means = np.frombuffer(kept, np.uint16, offset=steps.nbytes).reshape(shape.planes, -1)
+        self._dequantizer.begin(steps, means)
+
     def dequantize(self, header: ChunkHeader, frames: Sequence[FrameEntry], destination: memoryview) -> None:
         """Turn the codes in scratch, of frames that follow one another, into values, exact rows included."""
         shape = self._shape
-        kept = self._kept[FrameKind.PARAMETERS]
-        steps = np.frombuffer(kept, np.float32, shape.planes)
-        means = np.frombuffer(kept, np.uint16, offset=steps.nbytes).reshape(shape.planes, -1)
         codes = np.frombuffer(self._scratch, np.int8, destination.nbytes // shape.dtype.itemsize)
         codes = codes.reshape(-1, shape.tokens, shape.channels)
         flat: Bits = np.frombuffer(destination, bits_dtype(shape.dtype))
         out: Bits = flat.reshape(codes.shape)
         first, end = frames[0].first_plane, frames[-1].first_plane + frames[-1].planes
-        self._dequantizer.frame(codes, steps[first:end], means[first:end], out)
+        self._dequantizer.planes(codes, first, out)
         if header.exact_rows:
             tokens, rows = self._exact_rows(header.exact_rows)
             out[:, tokens] = rows[:, first:end].transpose(1, 0, 2)
@@ -196,6 +200,8 @@ class ChunkDecode:
             raw = decoder.kept(frame) if destination is None else destination
             decoder.unpack(frame, encoded, raw, place)
             _check_aside(self._header, frame, raw, place)
+            if frame.kind is FrameKind.PARAMETERS and destination is None:
+                decoder.begin_dequantizing()
             return
         assert destination is not None, "codes and values always land"
         if frame.kind is FrameKind.VALUES:

@@ -11,18 +11,19 @@ from shadowserve_dataplane.codec.quantize import Bits, widen
 
 
 class Dequantizer(Protocol):
-    """Turns the codes of a frame into bits of the dtype; one a thread."""
+    """Turns the codes of one chunk after the other into bits of the dtype; one a thread."""
 
-    def frame(self, codes: NDArray[np.int8], steps: NDArray[np.float32], means: NDArray[np.uint16], out: Bits) -> None:
-        """Write the values of `codes` `[planes][tokens][channels]` to `out`, same shape.
+    def begin(self, steps: NDArray[np.float32], means: NDArray[np.uint16]) -> None:
+        """Take the parameters of all planes of a chunk: steps `[planes]`, means bfloat16 bits `[planes][channels]`."""
+        ...
 
-        `steps` are `[planes]`, `means` bfloat16 bits `[planes][channels]`.
-        """
+    def planes(self, codes: NDArray[np.int8], first: int, out: Bits) -> None:
+        """Write the values of `codes` `[planes][tokens][channels]`, planes from `first` on, to `out`, same shape."""
         ...
 
 
 def dequantizer(shape: KvShape, planes: int) -> Dequantizer:
-    """Return the fastest there is for frames of up to `planes` planes: torch's where torch is installed."""
+    """Return the fastest there is for up to `planes` planes at a time: torch's where torch is installed."""
     if find_spec("torch") is None:
         return NumpyDequantizer(shape)
     from shadowserve_dataplane.codec.dequantize_torch import TorchDequantizer
@@ -42,18 +43,23 @@ class NumpyDequantizer:
         self._words = self._floats.view(np.uint32)
         self._odd = np.zeros_like(self._words)
         self._offsets = self._odd.view(np.float32)
-        self._means = np.zeros(shape.channels, np.float32)
+        self._steps = np.zeros(shape.planes, np.float32)
+        self._means = np.zeros((shape.planes, shape.channels), np.float32)
 
-    def frame(self, codes: NDArray[np.int8], steps: NDArray[np.float32], means: NDArray[np.uint16], out: Bits) -> None:
-        """Write the values of `codes` `[planes][tokens][channels]` as bits of the dtype to `out`, same shape."""
-        for plane in zip(codes, steps, means, out, strict=True):
-            self._plane(*plane)
-
-    def _plane(self, codes: NDArray[np.int8], step: np.float32, means: NDArray[np.uint16], out: Bits) -> None:
+    def begin(self, steps: NDArray[np.float32], means: NDArray[np.uint16]) -> None:
+        """Take the parameters of all planes of a chunk."""
+        np.copyto(self._steps, steps)
         widen(means, KvDtype.BFLOAT16, self._means)
+
+    def planes(self, codes: NDArray[np.int8], first: int, out: Bits) -> None:
+        """Write the values of `codes` `[planes][tokens][channels]` as bits of the dtype to `out`, same shape."""
+        for number, plane in enumerate(codes):
+            self._plane(plane, self._steps[first + number], self._means[first + number], out[number])
+
+    def _plane(self, codes: NDArray[np.int8], step: np.float32, means: NDArray[np.float32], out: Bits) -> None:
         np.copyto(self._floats, codes)
         np.multiply(self._floats, step, out=self._floats)
-        np.copyto(self._offsets, self._means)
+        np.copyto(self._offsets, means)
         np.add(self._floats, self._offsets, out=self._floats)
         if self._dtype is KvDtype.FLOAT32:
             np.copyto(out, self._words)

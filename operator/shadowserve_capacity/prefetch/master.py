@@ -95,6 +95,11 @@ class Master:
         self._refresh(node)
         return Task(node.number, node.theta, start, stop)
 
+    def look_ahead(self) -> None:
+        """Grow the tree to the most probable work that nobody does, so that its expectation is there when one asks."""
+        if self._rng is None and not self.done:
+            self._best()
+
     def lost(self, worker: int) -> None:
         """Free what `worker` had: it died, stalled, or asks for something else. Its terms stay."""
         node = self._working.pop(worker, None)

@@ -225,6 +225,8 @@ class Crew:
                 break
             if self._master.done or not self._give(self._lanes[number]):
                 break
+        if self._master.split is None and not self._idle:  # with shares the next one waits at the worker already
+            self._master.look_ahead()
 
     def _give(self, lane: _Lane) -> bool:
         task = self._master.assign(lane.number)

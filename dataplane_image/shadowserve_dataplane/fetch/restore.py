@@ -1,7 +1,8 @@
 """Restores chunks as their bytes arrive: the sink of one worker's bulk reads.
 
 As soon as a frame is whole it is verified, decompressed (and dequantized) into memory that the placement gave, and
-placed; only then the next one is looked at. With shared memory that memory is the landing slot itself: no copy.
+placed, together with those behind it that are whole as well and that the placement takes at once. With shared memory
+that memory is the landing slot itself: no copy.
 """
 
 import logging

@@ -7,8 +7,8 @@ from pydantic import Field
 
 from shadowserve_crds.base import Column, Resource, Rule, Section, StatusSection, immutable
 from shadowserve_crds.conditions import LIST_MAP_BY_TYPE, Condition
-from shadowserve_crds.prefixcache import SecretReference
 from shadowserve_crds.quantities import Duration
+from shadowserve_crds.sections import SecretReference
 
 _FREE_FORM: dict[str, Any] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 _ONE_SOURCE = "(has(self.persistentVolumeClaim) ? 1 : 0) + (has(self.huggingFace) ? 1 : 0) + (has(self.image) ? 1 : 0)"

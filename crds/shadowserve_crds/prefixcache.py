@@ -5,31 +5,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from shadowserve_crds.base import Column, Resource, Rule, Section, StatusSection, immutable, rule
+from shadowserve_crds.base import Column, Resource, Section, StatusSection, immutable, rule
 from shadowserve_crds.conditions import LIST_MAP_BY_TYPE, Condition
-from shadowserve_crds.names import DEFAULT_HOST_LABEL
-from shadowserve_crds.quantities import Duration, Quantity
-
-
-class StoreType(StrEnum):
-    """Who runs the store."""
-
-    MANAGED = "Managed"
-    EXTERNAL = "External"
-
-
-class Eviction(StrEnum):
-    """Which chunks a full store gives up."""
-
-    LEAST_FREQUENTLY_USED = "LeastFrequentlyUsed"
-    LEAST_RECENTLY_USED = "LeastRecentlyUsed"
-
-
-class StoreTopology(StrEnum):
-    """How an external store is built."""
-
-    STANDALONE = "Standalone"
-    CLUSTER = "Cluster"
+from shadowserve_crds.placement import PlacementSpec
+from shadowserve_crds.quantities import Duration
+from shadowserve_crds.store import StoreSpec
 
 
 class CodecTier(StrEnum):
@@ -50,28 +30,6 @@ class Transform(StrEnum):
     LAYERS = "Layers"
 
 
-class PlaceName(StrEnum):
-    """Where a data plane can run."""
-
-    DPU = "DPU"
-    HOST = "Host"
-
-
-class Landing(StrEnum):
-    """As what chunks land in the engine's pod."""
-
-    CODES = "Codes"
-    VALUES = "Values"
-
-
-class RdmaMode(StrEnum):
-    """How a data-plane pod gets an RDMA device."""
-
-    NONE = "None"
-    SHARED_DEVICE = "SharedDevice"
-    SRIOV = "SRIOV"
-
-
 class Isolation(StrEnum):
     """Who shares cached prefixes with whom."""
 
@@ -85,133 +43,6 @@ class Transport(StrEnum):
 
     MUTUAL_TLS = "MutualTLS"
     PLAINTEXT = "Plaintext"
-
-
-class ComputeResources(Section):
-    """Cores and memory of one container; requests and limits are equal."""
-
-    cpu: Quantity = Quantity("1")
-    """Cores. A change restarts the containers that have them."""
-    memory: Quantity = Quantity("1Gi")
-    """Memory. A change restarts the containers that have it."""
-
-
-class Toleration(Section):
-    """A taint that pods may ignore, as in a pod's spec."""
-
-    key: str | None = None
-    """The taint's key; unset with operator Exists: every taint."""
-    operator: Literal["Equal", "Exists"] = "Equal"
-    """Whether the value counts."""
-    value: str | None = None
-    """The taint's value, with operator Equal."""
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """The taint's effect; unset: all of them."""
-    toleration_seconds: int | None = None
-    """How long a NoExecute taint is tolerated; unset: for ever."""
-
-
-class PersistentStorage(Section):
-    """A volume for every store server, so that a restart keeps what is cached."""
-
-    size: Quantity
-    """How large each volume is."""
-    storage_class_name: str | None = None
-    """Class of the volumes; unset: the cluster's default."""
-
-
-class ManagedStore(Section):
-    """A Valkey that the operator runs."""
-
-    rules: ClassVar = (
-        Rule(
-            "has(self.storage) == has(oldSelf.storage) && (!has(self.storage) || self.storage == oldSelf.storage)",
-            "store.managed.storage is fixed once the store exists: make a new PrefixCache with the volumes you want",
-        ),
-        Rule(
-            "!has(self.resources) || quantity(string(self.resources.memory))"
-            ".compareTo(quantity(string(self.memoryPerShard))) > 0",
-            "store.managed.resources.memory must be more than memoryPerShard: the server itself needs some",
-        ),
-    )
-    shards: Annotated[int, Field(ge=1, le=64)] = 1
-    """Servers that share the keys, as a cluster. May grow and shrink without a restart: what is cached moves along."""
-    replicas_per_shard: Annotated[int, Field(ge=0, le=5)] = 0
-    """Copies of every shard, for availability. 0: a lost server loses its part of the cache, and nothing else."""
-    memory_per_shard: Quantity = Quantity("1Gi")
-    """Memory for chunks in one server; beyond it the least useful are given up. A change restarts one at a time."""
-    eviction: Eviction = Eviction.LEAST_FREQUENTLY_USED
-    """Which chunks are given up first. Takes effect at once."""
-    storage: PersistentStorage | None = None
-    """Volumes, if a restart must not lose the cache; unset: memory only. Fixed once the store exists; gone with it."""
-    image: str | None = None
-    """Image of the server; unset: the one that this operator was tested with."""
-    resources: ComputeResources | None = None
-    """Cores and memory of one server; unset: derived from memoryPerShard."""
-
-
-class SecretReference(Section):
-    """A Secret of the same namespace."""
-
-    name: Annotated[str, Field(min_length=1, max_length=253)]
-    """Its name."""
-
-
-class ExternalTls(Section):
-    """How an external store is trusted."""
-
-    ca_secret_ref: SecretReference | None = None
-    """Secret with key `ca.crt`; unset: the authorities that the image knows."""
-
-
-class ExternalStore(Section):
-    """A Valkey or Redis that somebody else runs."""
-
-    rules: ClassVar = (
-        Rule(
-            "self.topology == 'Cluster' || size(self.endpoints) == 1",
-            "store.external.endpoints: a Standalone store has one: leave one, or set topology to Cluster",
-        ),
-    )
-    endpoints: Annotated[
-        list[Annotated[str, Field(pattern=r"^(\[[0-9a-fA-F:]+\]|[^:/\s]+):[0-9]{1,5}$")]],
-        Field(min_length=1, max_length=64),
-    ]
-    """`host:port`; one, or for a cluster any of its members. A change rolls the pods and the data planes."""
-    topology: StoreTopology = StoreTopology.STANDALONE
-    """Whether it is one server or a cluster. A change rolls the pods and the data planes."""
-    credentials_secret_ref: SecretReference | None = None
-    """Secret with keys `username` (optional) and `password`; unset: no authentication.
-
-    Naming another one rolls the pods; another password in the same one is read by pods that start later.
-    """
-    tls: ExternalTls | None = None
-    """Set to speak TLS with it, `{}` is enough; unset: plain text. A change rolls the pods and the data planes."""
-
-
-class StoreSpec(Section):
-    """Where chunks are kept."""
-
-    rules: ClassVar = (
-        Rule(
-            "self.type != 'External' || has(self.external)",
-            "store.external is required when store.type is External: name its endpoints",
-        ),
-        Rule(
-            "self.type != 'Managed' || !has(self.external)",
-            "store.external does not go with store.type Managed: remove it or set store.type to External",
-        ),
-        Rule(
-            "self.type != 'External' || !has(self.managed)",
-            "store.managed does not go with store.type External: remove it or set store.type to Managed",
-        ),
-    )
-    type: Annotated[StoreType, immutable("store.type")] = StoreType.MANAGED
-    """`Managed`: the operator runs Valkey. `External`: an existing Valkey or Redis. Fixed at creation."""
-    managed: ManagedStore | None = None
-    """The managed store; unset: one server with the defaults."""
-    external: ExternalStore | None = None
-    """The external store."""
 
 
 _NO_TRANSFORM_YET = "codec.transform: Head and Layers are not built yet: write Auto or None"
@@ -240,81 +71,6 @@ class CodecSpec(Section):
         if transform not in (Transform.AUTO, Transform.NONE):
             raise ValueError(_NO_TRANSFORM_YET)
         return transform
-
-
-class Hugepages(Section):
-    """Huge pages of a data-plane pod."""
-
-    page_size: Literal["2Mi", "1Gi"] = "2Mi"
-    """Size of a page."""
-    size: Quantity
-    """How much of them."""
-
-
-class RdmaSpec(Section):
-    """How a data-plane pod writes into the engine's memory."""
-
-    rules: ClassVar = (
-        Rule(
-            "self.mode == 'None' || has(self.resourceName)",
-            "placement.dpu.rdma.resourceName is required unless mode is None: name the device plugin's resource",
-        ),
-    )
-    mode: RdmaMode = RdmaMode.NONE
-    """`None`: a TCP stream. `SharedDevice`, `SRIOV`: an RDMA device from a device plugin."""
-    resource_name: str | None = None
-    """The device plugin's resource, for example `rdma/rdma_shared_device_a`; chosen by the cluster's administrator."""
-
-
-class DpuPlacement(Section):
-    """The data plane on SmartNICs."""
-
-    node_selector: dict[str, str] | None = None
-    """Labels of card nodes; unset: every node that has the label of hostLabelKey."""
-    host_label_key: Annotated[str, Field(min_length=1, max_length=317)] = DEFAULT_HOST_LABEL
-    """Label on a card's node whose value names the host node that the card sits in."""
-    tolerations: list[Toleration] = []
-    """Taints of card nodes that the data plane ignores."""
-    resources: Annotated[
-        ComputeResources,
-        rule("!string(self.cpu).contains('m')", "placement.dpu.resources.cpu must be whole cores: for example 8"),
-    ] = ComputeResources(cpu=Quantity("4"), memory=Quantity("4Gi"))
-    """What one data-plane pod gets, requests = limits, whole cores."""
-    extended_resources: dict[str, Quantity] = {}
-    """Further resources, verbatim, for example `nvidia.com/bf_sf: 1`."""
-    hugepages: Hugepages | None = None
-    """Huge pages; unset: none."""
-    rdma: RdmaSpec = RdmaSpec()
-    """RDMA; without it chunks are placed by TCP."""
-
-
-class HostPlacement(Section):
-    """The data plane inside the sidecar, on host cores."""
-
-    resources: ComputeResources = ComputeResources()
-    """What the pipeline may use; part of the sidecar's requests and limits. A change rolls the pods."""
-
-
-class PlacementSpec(Section):
-    """Where restoring runs, and as what chunks land."""
-
-    rules: ClassVar = (
-        Rule("self.order.all(p, self.order.exists_one(q, q == p))", "placement.order names a place twice"),
-    )
-    order: Annotated[list[PlaceName], Field(min_length=1, max_length=2)] = [PlaceName.DPU, PlaceName.HOST]
-    """Best first; recomputing is always the last resort. `[DPU]` alone: never on host cores.
-
-    Whether and when cards are used changes within seconds, without a restart. Only adding or removing `Host` rolls the
-    pods: their sidecars get other cores and memory.
-    """
-    dpu: DpuPlacement = DpuPlacement()
-    """Card nodes and what pods on them get."""
-    host: HostPlacement = HostPlacement()
-    """Host cores."""
-    landing: Landing = Landing.CODES
-    """`Codes`: 8-bit codes land, the engine's scatter dequantizes. `Values`: the data plane does. Rolls the pods."""
-    landing_buffer: Quantity = Quantity("512Mi")
-    """Memory of every pod for chunks that land; at least 8 chunks of the pool's model. A change rolls the pods."""
 
 
 class LimitsSpec(Section):

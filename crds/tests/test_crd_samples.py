@@ -7,8 +7,10 @@ import yaml
 
 from shadowserve_crds.base import InvalidResource
 from shadowserve_crds.generate import KINDS
-from shadowserve_crds.prefixcache import CodecTier, PlaceName, PrefixCache, StoreType
+from shadowserve_crds.placement import PlaceName
+from shadowserve_crds.prefixcache import CodecTier, PrefixCache
 from shadowserve_crds.samples import SAMPLES, invalid_samples, valid_samples
+from shadowserve_crds.store import StoreType
 
 _BY_NAME = {kind.kind_name: kind for kind in KINDS}
 

@@ -14,8 +14,10 @@ from shadowserve_crds import names
 from shadowserve_crds.conditions import READY, ConditionStatus
 from shadowserve_crds.generate import KINDS
 from shadowserve_crds.inferencepool import InferencePool
-from shadowserve_crds.prefixcache import PlaceName, PrefixCache, StoreType
+from shadowserve_crds.placement import PlaceName
+from shadowserve_crds.prefixcache import PrefixCache
 from shadowserve_crds.schema import definition
+from shadowserve_crds.store import StoreType
 from shadowserve_operator.desired.config import DATA_PLANE, STORE
 from shadowserve_operator.desired.labels import labels_of
 from shadowserve_operator.desired.pairing import is_card, resolve

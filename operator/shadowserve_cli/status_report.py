@@ -9,7 +9,8 @@ from shadowserve_crds import names
 from shadowserve_crds.conditions import READY, Condition, ConditionStatus, Reason
 from shadowserve_crds.dpubinding import DPUBindingCondition
 from shadowserve_crds.inferencepool import InferencePool
-from shadowserve_crds.prefixcache import PlaceName, PrefixCache
+from shadowserve_crds.placement import PlaceName
+from shadowserve_crds.prefixcache import PrefixCache
 from shadowserve_operator.desired.assignment import Assignment, assign, place_of
 from shadowserve_operator.desired.config import config_digest
 from shadowserve_operator.desired.left_out import why_left_out

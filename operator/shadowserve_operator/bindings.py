@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from shadowserve_crds.dpubinding import BindingSource, DPUBindingStatus
-from shadowserve_crds.prefixcache import PlaceName, PrefixCache
+from shadowserve_crds.placement import PlaceName
+from shadowserve_crds.prefixcache import PrefixCache
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.desired.binding_status import CacheKey, binding_status, is_being_rewritten, speaker
 from shadowserve_operator.desired.pairing import Pairing, resolve

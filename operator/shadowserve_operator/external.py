@@ -4,7 +4,8 @@ from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from shadowserve_crds.prefixcache import ExternalStore, PrefixCache
+from shadowserve_crds.prefixcache import PrefixCache
+from shadowserve_crds.store import ExternalStore
 from shadowserve_operator.desired.external_store import EndpointSeen
 from shadowserve_operator.desired.secrets import SecretValues
 from shadowserve_operator.network import Network

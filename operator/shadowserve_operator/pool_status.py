@@ -5,7 +5,7 @@ from datetime import datetime
 
 from shadowserve_crds.conditions import Condition, Reason, condition, merged, summary
 from shadowserve_crds.inferencepool import InferencePool, InferencePoolCondition, InferencePoolStatus, PodsByPlace
-from shadowserve_crds.prefixcache import PlaceName
+from shadowserve_crds.placement import PlaceName
 from shadowserve_operator.desired.assignment import place_of
 from shadowserve_operator.desired.attachment import SidecarSays, attachment_trouble
 from shadowserve_operator.desired.engine import pod_selector, refused_flags, wants_gateway_pool

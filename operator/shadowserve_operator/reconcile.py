@@ -11,7 +11,8 @@ from datetime import datetime
 from shadowserve_crds import names
 from shadowserve_crds.base import InvalidResource
 from shadowserve_crds.inferencepool import InferencePoolStatus
-from shadowserve_crds.prefixcache import PlaceName, PrefixCache, PrefixCacheStatus
+from shadowserve_crds.placement import PlaceName
+from shadowserve_crds.prefixcache import PrefixCache, PrefixCacheStatus
 from shadowserve_operator.apply import Outcome, apply
 from shadowserve_operator.bindings import forget_bindings, pairings_of, tell_bindings
 from shadowserve_operator.cluster import Cluster

@@ -3,7 +3,8 @@
 from base64 import b64decode
 from dataclasses import dataclass
 
-from shadowserve_crds.prefixcache import PrefixCache, StoreType, Transport
+from shadowserve_crds.prefixcache import PrefixCache, Transport
+from shadowserve_crds.store import StoreType
 from shadowserve_operator.desired.certificates import files_of
 from shadowserve_operator.desired.config import STORE, admin_secret_name, tls_secret_name
 from shadowserve_operator.desired.secrets import ADMIN_USER

@@ -7,16 +7,16 @@ from datetime import datetime
 from shadowserve_crds import names
 from shadowserve_crds.conditions import READY, Condition, ConditionStatus, Reason, condition, merged, summary
 from shadowserve_crds.inferencepool import InferencePoolStatus
+from shadowserve_crds.placement import PlaceName
 from shadowserve_crds.prefixcache import (
     DataPlanesStatus,
-    PlaceName,
     PrefixCache,
     PrefixCacheCondition,
     PrefixCacheStatus,
     StoreStatus,
-    StoreType,
     Transport,
 )
+from shadowserve_crds.store import StoreType
 from shadowserve_operator.desired.assignment import Assignment, DataPlane
 from shadowserve_operator.desired.certificates import Certificate
 from shadowserve_operator.desired.config import sidecar_config, store_service_name

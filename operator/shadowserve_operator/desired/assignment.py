@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from shadowserve_crds.prefixcache import PlaceName
+from shadowserve_crds.placement import PlaceName
 from shadowserve_operator.desired.pairing import Pairing
 
 RETURN_AFTER = timedelta(seconds=30)

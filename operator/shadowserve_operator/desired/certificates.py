@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
 
-from shadowserve_crds.prefixcache import PlaceName, PrefixCache, StoreType, Transport
+from shadowserve_crds.placement import PlaceName
+from shadowserve_crds.prefixcache import PrefixCache, Transport
+from shadowserve_crds.store import StoreType
 from shadowserve_operator.desired.config import (
     DATA_PLANE,
     SIDECAR,

@@ -8,7 +8,9 @@ import json
 from typing import Any
 
 from shadowserve_crds import names
-from shadowserve_crds.prefixcache import Isolation, PlaceName, PrefixCache, StoreTopology, StoreType, Transport
+from shadowserve_crds.placement import PlaceName
+from shadowserve_crds.prefixcache import Isolation, PrefixCache, Transport
+from shadowserve_crds.store import StoreTopology, StoreType
 from shadowserve_operator.desired.labels import digest, labels_of, owner_reference, rendered
 from shadowserve_operator.kinds import Json
 

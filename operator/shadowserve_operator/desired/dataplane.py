@@ -3,7 +3,8 @@
 from urllib.parse import quote
 
 from shadowserve_crds import names
-from shadowserve_crds.prefixcache import PlaceName, PrefixCache, RdmaMode, Transport
+from shadowserve_crds.placement import PlaceName, RdmaMode
+from shadowserve_crds.prefixcache import PrefixCache, Transport
 from shadowserve_operator.desired.config import DATA_PLANE, secret_name, store_section, tls_secret_name
 from shadowserve_operator.desired.labels import labels_of, rendered, selector_of
 from shadowserve_operator.desired.pods import UNPRIVILEGED_USER, fixed, restricted

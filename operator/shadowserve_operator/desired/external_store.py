@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from shadowserve_crds.conditions import Condition, Reason, condition
-from shadowserve_crds.prefixcache import ExternalStore, PrefixCache, PrefixCacheCondition, StoreTopology
+from shadowserve_crds.prefixcache import PrefixCache, PrefixCacheCondition
+from shadowserve_crds.store import ExternalStore, StoreTopology
 
 
 class Finding(StrEnum):

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from shadowserve_crds import names
 from shadowserve_crds.dpubinding import BindingSource, DPUBinding
-from shadowserve_crds.prefixcache import DpuPlacement
+from shadowserve_crds.placement import DpuPlacement
 from shadowserve_operator.desired.labels import digest
 from shadowserve_operator.kinds import Json
 

@@ -10,7 +10,8 @@ from enum import StrEnum
 
 from shadowserve_crds import names
 from shadowserve_crds.conditions import Condition, ConditionStatus, Reason, condition
-from shadowserve_crds.prefixcache import PlaceName, PrefixCache, PrefixCacheCondition
+from shadowserve_crds.placement import PlaceName
+from shadowserve_crds.prefixcache import PrefixCache, PrefixCacheCondition
 from shadowserve_operator.desired.labels import digest
 from shadowserve_operator.kinds import Json
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from shadowserve_crds.prefixcache import PrefixCache, StoreType
+from shadowserve_crds.prefixcache import PrefixCache
+from shadowserve_crds.store import StoreType
 from shadowserve_operator.desired.config import admin_secret_name, secret_name, sidecar_user
 from shadowserve_operator.desired.labels import labels_of, rendered
 from shadowserve_operator.kinds import Json

@@ -1,8 +1,10 @@
 """The managed store of a PrefixCache: Valkey as a StatefulSet, with configuration, Services, disruption budget."""
 
 from shadowserve_crds import names
-from shadowserve_crds.prefixcache import ComputeResources, Eviction, ManagedStore, PrefixCache, StoreType, Transport
+from shadowserve_crds.prefixcache import PrefixCache, Transport
 from shadowserve_crds.quantities import Quantity
+from shadowserve_crds.sections import ComputeResources
+from shadowserve_crds.store import Eviction, ManagedStore, StoreType
 from shadowserve_operator.desired.config import STORE, admin_secret_name, store_service_name, tls_secret_name
 from shadowserve_operator.desired.labels import digest, labels_of, rendered, selector_of
 from shadowserve_operator.desired.pods import fixed, restricted, tolerant_anti_affinity

@@ -1,6 +1,7 @@
 """What a PrefixCache gives the pods that use it: the terms of injection."""
 
-from shadowserve_crds.prefixcache import PlaceName, PrefixCache, Transport
+from shadowserve_crds.placement import PlaceName
+from shadowserve_crds.prefixcache import PrefixCache, Transport
 from shadowserve_crds.quantities import Quantity
 from shadowserve_operator.desired.config import (
     SIDECAR,

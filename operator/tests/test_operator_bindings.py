@@ -1,8 +1,7 @@
 """What DPUBindings say of cards and hosts that do not belong together, and that it heals; on a cluster in memory."""
 
 import pytest
-from fakes import FakeCluster, FakeNetwork
-from test_operator_prefixcache import (
+from cache_on_a_cluster import (
     CACHE,
     NOW,
     SETTINGS,
@@ -15,6 +14,7 @@ from test_operator_prefixcache import (
     node,
     until_quiet,
 )
+from fakes import FakeCluster, FakeNetwork
 
 from shadowserve_crds import names
 from shadowserve_operator.kinds import DPU_BINDING, NODE, Json, Ref

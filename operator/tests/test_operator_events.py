@@ -3,9 +3,9 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from cache_on_a_cluster import a_cluster, become_ready, conditions, message, until_quiet
 from cli_pictures import pod
 from fakes import FakeCluster
-from test_operator_prefixcache import a_cluster, become_ready, conditions, message, until_quiet
 
 from shadowserve_crds import names
 from shadowserve_operator.kinds import POD, Json, Ref

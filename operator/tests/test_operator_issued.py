@@ -5,8 +5,8 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+from cache_on_a_cluster import CACHE, NOW, a_cluster, become_ready, cache, conditions, message, until_quiet
 from fakes import FakeCluster
-from test_operator_prefixcache import CACHE, NOW, a_cluster, become_ready, cache, conditions, message, until_quiet
 
 from shadowserve_operator import pki
 from shadowserve_operator.desired.certificates import Wanted, secret_data

@@ -6,128 +6,41 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from cache_on_a_cluster import (
+    CACHE,
+    NOW,
+    SETTINGS,
+    a_cluster,
+    annotation,
+    become_ready,
+    cache,
+    card,
+    conditions,
+    engine,
+    kept,
+    message,
+    node,
+    plane,
+    reconcile,
+    server,
+    until_quiet,
+)
 from fakes import FakeCluster, FakeNetwork, Killed
 
 from shadowserve_crds import names
 from shadowserve_dataplane.sidecar.settings import parse_config
-from shadowserve_operator.desired.external_store import Finding
 from shadowserve_operator.desired.round_trip import Word
-from shadowserve_operator.desired.sharding import ShardPlan, StoreSeen
 from shadowserve_operator.kinds import (
     CONFIG_MAP,
-    DAEMON_SET,
     DPU_BINDING,
     NODE,
-    POD,
-    PREFIX_CACHE,
     SECRET,
     SERVICE,
     STATEFUL_SET,
-    Json,
-    Kind,
     Ref,
 )
 from shadowserve_operator.metrics import OperatorMetrics
-from shadowserve_operator.reconcile import Result, forget_prefixcache, reconcile_prefixcache
-from shadowserve_operator.settings import OperatorSettings
-
-NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
-SETTINGS = OperatorSettings()
-CACHE = Ref(PREFIX_CACHE, "default", "kv")
-
-
-def cache(name: str = "kv", **spec: Any) -> Json:
-    metadata = {"name": name, "namespace": "default", "generation": 1}
-    return {"apiVersion": names.API_VERSION, "kind": "PrefixCache", "metadata": metadata, "spec": spec}
-
-
-def node(name: str, ready: bool = True, **labels: str) -> Json:
-    condition = {"type": "Ready", "status": str(ready), "lastTransitionTime": "2026-11-24T11:00:00Z"}
-    metadata = {"name": name, "labels": {key.replace("__", "/"): value for key, value in labels.items()}}
-    return {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "status": {"conditions": [condition]}}
-
-
-def card(name: str, host: str, ready: bool = True) -> Json:
-    body = node(name, ready)
-    body["metadata"]["labels"] = {names.DEFAULT_HOST_LABEL: host}
-    return body
-
-
-def plane(on: str, ready: bool = True, since: datetime = NOW - timedelta(hours=1)) -> Json:
-    labels = {names.CACHE_LABEL: "kv", names.COMPONENT_LABEL: "data-plane", names.MANAGED_BY_LABEL: names.MANAGED_BY}
-    condition = {"type": "Ready", "status": str(ready), "lastTransitionTime": since.isoformat()}
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": f"plane-{on}", "namespace": "default", "labels": labels},
-        "spec": {"nodeName": on},
-        "status": {"phase": "Running", "podIP": "10.1.0.9", "conditions": [condition]},
-    }
-
-
-def engine(name: str, on: str) -> Json:
-    metadata = {
-        "name": name,
-        "namespace": "default",
-        "labels": {names.CACHE_LABEL: "kv"},
-        "annotations": {names.INJECTED_ANNOTATION: "1"},
-    }
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"nodeName": on}, "status": {}}
-
-
-def a_cluster() -> FakeCluster:
-    cluster = FakeCluster("default")
-    cluster.put(node("host-0"))
-    cluster.put(card("card-0", "host-0"))
-    cluster.put(cache())
-    return cluster
-
-
-async def reconcile(cluster: FakeCluster, now: datetime = NOW, network: FakeNetwork | None = None) -> Result:
-    return await reconcile_prefixcache(cluster, "default", "kv", SETTINGS, lambda: now, network or FakeNetwork())
-
-
-async def until_quiet(cluster: FakeCluster, now: datetime = NOW, network: FakeNetwork | None = None) -> Result:
-    for _ in range(10):
-        result = await reconcile(cluster, now, network)
-        if not result.writes:
-            return result
-    raise AssertionError(f"still writing: {cluster.writes[-5:]}")
-
-
-def server(number: int = 0, restarts: int = 0) -> Json:
-    labels = {names.CACHE_LABEL: "kv", names.COMPONENT_LABEL: "store", names.MANAGED_BY_LABEL: names.MANAGED_BY}
-    metadata = {"name": f"kv-store-{number}", "namespace": "default", "labels": labels}
-    status = {"podIP": f"10.2.0.{number}", "containerStatuses": [{"restartCount": restarts}]}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {}, "status": status}
-
-
-def become_ready(cluster: FakeCluster) -> None:
-    """Do what Kubernetes' controllers would."""
-    cluster.put(server())
-    cluster.objects[Ref(STATEFUL_SET, "default", "kv-store")]["status"] = {"readyReplicas": 1}
-    cluster.objects[Ref(DAEMON_SET, "default", "kv-data-plane")]["status"] = {"desiredNumberScheduled": 1}
-    cluster.put(plane("card-0"))
-
-
-def conditions(cluster: FakeCluster, ref: Ref = CACHE) -> dict[str, tuple[str, str]]:
-    listed = cluster.objects[ref]["status"]["conditions"]
-    return {each["type"]: (each["status"], each["reason"]) for each in listed}
-
-
-def message(cluster: FakeCluster, kind: str) -> str:
-    return next(each["message"] for each in cluster.objects[CACHE]["status"]["conditions"] if each["type"] == kind)
-
-
-def annotation(cluster: FakeCluster, pod: str) -> str | None:
-    found: str | None = cluster.objects[Ref(POD, "default", pod)]["metadata"]["annotations"].get(
-        names.DATA_PLANE_ANNOTATION
-    )
-    return found
-
-
-def kept(cluster: FakeCluster, kind: Kind) -> list[str]:
-    return [ref.name for ref in sorted(cluster.objects) if ref.kind == kind]
+from shadowserve_operator.reconcile import forget_prefixcache
 
 
 async def test_a_cache_becomes_ready_and_then_nothing_is_written() -> None:
@@ -327,116 +240,6 @@ async def test_every_change_of_what_a_round_trip_depends_on_asks_for_another_one
     await reconcile(cluster, NOW, network)
     seen = list(dict.fromkeys(network.changes))
     assert len(seen) >= 5
-
-
-def sharded(shards: int) -> Json:
-    return cache(store={"managed": {"shards": shards}})
-
-
-def servers(cluster: FakeCluster) -> int:
-    return int(cluster.objects[Ref(STATEFUL_SET, "default", "kv-store")]["spec"]["replicas"])
-
-
-async def test_servers_that_still_have_slots_stay_until_these_have_moved() -> None:
-    cluster, network = a_cluster(), FakeNetwork()
-    cluster.put(sharded(4))
-    await until_quiet(cluster, network=network)
-    for number in range(4):
-        cluster.put(server(number))
-    become_ready(cluster)
-    cluster.objects[Ref(STATEFUL_SET, "default", "kv-store")]["status"] = {"readyReplicas": 4}
-    await until_quiet(cluster, network=network)
-    assert conditions(cluster)["StoreReady"] == ("True", "Succeeded")
-    cluster.put(sharded(2))
-    network.store = StoreSeen(ShardPlan((), "8192 slots move to other shards", 4, 4, covered=True))
-    assert not (await until_quiet(cluster, network=network)).settled
-    assert servers(cluster) == 4
-    assert conditions(cluster)["StoreReady"] == ("True", "Pending"), "engines store and fetch meanwhile"
-    assert conditions(cluster)["Ready"][0] == "True"
-    assert message(cluster, "StoreReady") == "every slot is served by 4 shards; 8192 slots move to other shards"
-    network.store = None
-    await until_quiet(cluster, network=network)
-    assert servers(cluster) == 2
-    assert cluster.objects[CACHE]["status"]["store"]["readyShards"] == 2
-
-
-async def test_a_store_that_lost_a_shard_is_not_ready() -> None:
-    cluster, network = a_cluster(), FakeNetwork()
-    await until_quiet(cluster)
-    become_ready(cluster)
-    network.store = StoreSeen(ShardPlan((), "slots are given out", 1, 0))
-    assert not (await until_quiet(cluster, network=network)).settled
-    assert conditions(cluster)["StoreReady"] == ("False", "Pending")
-    assert message(cluster, "StoreReady") == "slots are given out"
-
-
-async def test_a_store_that_the_operator_cannot_reach_is_named_with_the_port() -> None:
-    cluster, network = a_cluster(), FakeNetwork()
-    await until_quiet(cluster)
-    become_ready(cluster)
-    silent = {"kv-store-0": "kv-store-0 at 10.2.0.0: no answer in time"}
-    network.store = StoreSeen(ShardPlan((), "0 of 1 store servers answer", 1), silent)
-    await until_quiet(cluster, network=network)
-    assert conditions(cluster)["StoreReady"] == ("False", "Unreachable")
-    assert "kv-store-0 at 10.2.0.0: no answer in time; it has to reach port 6379" in message(cluster, "StoreReady")
-
-
-async def test_a_change_of_shards_restarts_no_server() -> None:
-    cluster = a_cluster()
-    await until_quiet(cluster)
-    before = cluster.objects[Ref(STATEFUL_SET, "default", "kv-store")]["spec"]["template"]
-    cluster.put(sharded(3))
-    await until_quiet(cluster)
-    assert cluster.objects[Ref(STATEFUL_SET, "default", "kv-store")]["spec"]["template"] == before
-
-
-async def test_without_cards_the_host_serves() -> None:
-    cluster = a_cluster()
-    cluster.remove(Ref(NODE, "", "card-0"))
-    await until_quiet(cluster)
-    assert conditions(cluster)["DataPlaneReady"] == ("True", "NoDpuNodeMatches")
-
-
-async def test_a_missing_secret_of_an_external_store_is_named_and_heals() -> None:
-    cluster = a_cluster()
-    external = {"endpoints": ["127.0.0.1:1"], "topology": "Standalone", "credentialsSecretRef": {"name": "login"}}
-    cluster.put(cache(store={"type": "External", "external": external}))
-    await until_quiet(cluster)
-    assert conditions(cluster)["StoreReady"] == ("False", "SecretNotFound")
-    assert "login" in message(cluster, "StoreReady")
-    login = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "login", "namespace": "default"}}
-    cluster.put(login | {"data": {"username": "bWU=", "password": "YS9AYg=="}})
-    await until_quiet(cluster)
-    assert conditions(cluster)["StoreReady"] == ("True", "Succeeded")
-    shared = cluster.objects[Ref(SECRET, "default", "kv-secrets")]["data"]
-    assert (shared["store-password"], b64decode(shared["store-password-quoted"])) == ("YS9AYg==", b"a%2F%40b")
-    config = cluster.objects[Ref(CONFIG_MAP, "default", "kv-config")]["data"]["config.json"]
-    assert parse_config(config).store.username == "me"
-
-
-@pytest.mark.parametrize(
-    ("seen", "reason", "fix"),
-    [
-        ((Finding.SILENT, "refused"), "Unreachable", "127.0.0.1:1: refused; correct store.external.endpoints"),
-        ((Finding.CLUSTER, ""), "TopologyMismatch", "a member of a cluster: set store.external.topology to Cluster"),
-        ((Finding.NOT_LET_IN, "NOAUTH"), "Error", "name a Secret with the password in store.external.credentials"),
-        ((Finding.NO_STORE, "garbage"), "Error", "if it speaks TLS, set store.external.tls"),
-        (
-            (Finding.NOT_TRUSTED, "unknown"),
-            "Error",
-            "name a Secret with its authority in store.external.tls",
-        ),
-    ],
-)
-async def test_what_is_wrong_with_an_external_store_is_told_with_the_fix(
-    seen: tuple[Finding, str], reason: str, fix: str
-) -> None:
-    cluster, network = a_cluster(), FakeNetwork()
-    network.found["127.0.0.1:1"] = seen
-    cluster.put(cache(store={"type": "External", "external": {"endpoints": ["127.0.0.1:1"]}}))
-    await until_quiet(cluster, network=network)
-    assert conditions(cluster)["StoreReady"] == ("False", reason)
-    assert fix in message(cluster, "StoreReady")
 
 
 async def test_deleting_leaves_nothing_behind() -> None:

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cache_on_a_cluster import SETTINGS, a_cluster
 from fakes import FakeCluster, FakeNetwork
-from test_operator_prefixcache import SETTINGS, a_cluster
 from test_operator_webhook_identity import AUTHORITY, CONFIG, SERVING, installed
 
 from shadowserve_dataplane.renewal import CertificateFiles, RenewedContext

@@ -1,5 +1,6 @@
 """Install, cache and webhook on a cluster with nodes; no engine runs."""
 
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -24,6 +25,12 @@ def _about(events: list[dict[str, Any]]) -> set[str]:
 
 def _get(bed: Bed, name: str) -> dict[str, Any]:
     return bed.kubectl.get("pod", name, "--namespace", scenario.NAMESPACE) or {"metadata": {}, "spec": {}, "status": {}}
+
+
+def _is_injected(bed: Bed) -> bool:
+    """Whether a pod that is only tried gets the sidecar."""
+    tried = bed.kubectl.run("create", "--dry-run=server", "-o", "json", "-f", "-", manifest=asking_pod("tried"))
+    return names.INJECTED_ANNOTATION in json.loads(tried)["metadata"].get("annotations", {})
 
 
 def test_a_cache_becomes_ready_with_its_data_plane_on_the_card(bed: Bed) -> None:
@@ -66,6 +73,8 @@ def test_without_the_webhook_pods_start_as_they_are(bed: Bed) -> None:
     finally:
         bed.kubectl.run("scale", "deployment", "shadowserve-webhook", "--replicas=2", "--namespace", SYSTEM)
         bed.wait("the webhook is back", lambda: not unavailable(bed.kubectl, SYSTEM))
+        # its Service may lead to it a moment later
+        bed.wait("the API server reaches it", lambda: _is_injected(bed))
 
 
 def test_a_dead_card_is_left_at_once_and_taken_back(bed: Bed) -> None:

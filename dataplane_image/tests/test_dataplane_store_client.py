@@ -5,7 +5,7 @@ import os
 import ssl
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -186,6 +186,33 @@ async def test_one_dead_shard_is_a_network_error_and_the_cluster_is_found_again(
         alive = [one for one in keys if redis_cluster.owner(slot_of(store_key(one))) is not redis_cluster.shards[1]]
         assert await client.exists(alive, soon()) == [False] * len(alive)
         redis_cluster.shards[1].start()
+
+
+async def test_a_shard_that_says_nothing_is_left_for_the_one_that_took_its_slots_over(
+    redis_cluster: RedisCluster,
+) -> None:
+    wanted, slot = key(1), slot_of(store_key(key(1)))
+    silent = redis_cluster.owner(slot)
+    successor, witness = (shard for shard in redis_cluster.shards if shard is not silent)
+    async with client_of(redis_cluster.settings()) as client:
+        await client.exists([wanted], soon())
+        silent.pause()
+        for shard in (successor, witness):
+            shard.admin("CLUSTER", "SETSLOT", slot, "NODE", successor.admin("CLUSTER", "MYID"))
+        with pytest.raises(DeadlineExceeded):
+            await client.put(wanted, b"lost", Deadline.after(0.2))
+        assert await answered(client, wanted) == [False]
+        assert await client.put(wanted, b"kept", soon()) is PutOutcome.STORED
+    silent.resume()
+    silent.kill()
+
+
+async def answered(client: StoreClient, wanted: ChunkKey) -> list[bool]:
+    """Return what a look-up in less time than a dead shard takes to be given up says, once one is answered."""
+    for _ in range(100):
+        with suppress(DeadlineExceeded):
+            return await client.exists([wanted], Deadline.after(0.2))
+    raise AssertionError("every look-up went to the shard that says nothing")
 
 
 async def test_a_paused_first_endpoint_does_not_hold_up_discovery(redis_cluster: RedisCluster) -> None:

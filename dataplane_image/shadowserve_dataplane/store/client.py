@@ -16,7 +16,7 @@ nor `+cluster|slots`.
 import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
@@ -25,7 +25,7 @@ from valkey.exceptions import ResponseError
 
 from shadowserve_dataplane.chunks import ChunkKey, store_key
 from shadowserve_dataplane.deadline import Deadline
-from shadowserve_dataplane.errors import DeadlineExceeded, NetworkError, StoreRefused
+from shadowserve_dataplane.errors import DeadlineExceeded, NetworkError, ShadowServeError, StoreRefused
 from shadowserve_dataplane.store.discovery import discover
 from shadowserve_dataplane.store.node import Node, Reply, translated
 from shadowserve_dataplane.store.settings import StoreSettings
@@ -68,6 +68,7 @@ class StoreClient:
         self._settings = settings
         self._nodes: dict[Address, Node] = {}
         self._closed = False
+        self._search: asyncio.Task[None] | None = None
         standalone = settings.topology is Topology.STANDALONE
         self._map = SlotMap.single(settings.endpoints[0]) if standalone else None
 
@@ -120,6 +121,9 @@ class StoreClient:
         nodes, self._nodes = self._nodes, {}
         for node in nodes.values():
             node.close()
+        if self._search is not None:
+            self._search.cancel()
+            await asyncio.gather(self._search, return_exceptions=True)
         await asyncio.sleep(0)  # the turn in which the event loop closes the sockets
 
     async def _run(self, commands: list[_Command], deadline: Deadline) -> None:
@@ -141,6 +145,7 @@ class StoreClient:
             async with asyncio.timeout(limit):
                 yield
         except TimeoutError as error:
+            self._suspect()
             raise DeadlineExceeded("the store did not answer in time") from error
 
     async def _round(self, commands: list[_Command], deadline: Deadline) -> None:
@@ -195,6 +200,17 @@ class StoreClient:
     def _forget(self) -> None:
         if self._settings.topology is Topology.CLUSTER:
             self._map = None
+
+    def _suspect(self) -> None:
+        """Look the slot map up in the background: a caller in a hurry never learns that a shard is gone for good."""
+        searching = self._search is not None and not self._search.done()
+        if self._settings.topology is Topology.CLUSTER and not searching and not self._closed:
+            self._search = asyncio.get_running_loop().create_task(self._look_again())
+
+    async def _look_again(self) -> None:
+        deadline = Deadline.after(self._settings.connect_timeout + self._settings.read_timeout)
+        with suppress(ShadowServeError):  # the old map stays; who is disappointed by it again suspects it again
+            self._map = await discover(self._settings, self._nodes, deadline)
 
     def _node(self, address: Address) -> Node:
         if self._closed:

@@ -23,6 +23,7 @@ SECONDS = 30.0
 _FRESH_NUMBERS = itertools.count(10_000)
 _QUIET_LOOKS = 8
 _PREFIX = b"shadowserve:"
+_NEVER_EXPIRES = -1
 
 
 class Story:
@@ -53,8 +54,9 @@ class Story:
         return self.b.counted(Ask(prompt, ANSWER_TOKENS, extra or {}))
 
     def keys(self) -> set[bytes]:
-        """Return the keys in the store."""
-        return {bytes(key) for key in self.stack.store.client().keys(_PREFIX + b"*")}
+        """Return the keys of what engines stored: not those of round trips, which expire and so come and go."""
+        client = self.stack.store.client()
+        return {bytes(key) for key in client.keys(_PREFIX + b"*") if client.ttl(key) == _NEVER_EXPIRES}
 
     def fetches(self, result: str | None = None) -> float:
         """Return how many fetch jobs of B ended, or ended that way."""

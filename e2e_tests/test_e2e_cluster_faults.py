@@ -1,5 +1,6 @@
 """Two engines on a cluster with nodes, one cache, a card: what breaks costs time, never a request and never a token."""
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,16 @@ class Serving:
         settled: list[float] = []
         self.bed.wait("nothing more to store", lambda: _still(settled, self._stored()))
         return answer
+
+    def stores_again(self, numbers: Iterator[int]) -> None:
+        """Ask A until a chunk of it is stored: the first ones still go to a store that is gone, and are given up."""
+        before = self._stored()
+
+        def stored() -> bool:
+            self.a.complete(Ask(self.prompt(next(numbers))))
+            return self._stored() > before
+
+        self.bed.wait("A stores again", stored)
 
     def _stored(self) -> float:
         metrics = self.bed.access.sidecar(scenario.NAMESPACE, self.pods[0].name)
@@ -128,6 +139,7 @@ def test_a_store_that_is_deleted_costs_time_only(serving: Serving) -> None:
         bed.kubectl.run("delete", "pod", f"{scenario.CACHE}-store-0", "--grace-period=1")
         bed.wait("the store is back", lambda: bed.ready(f"pfc/{scenario.CACHE}"))
     assert (traffic.failed, traffic.different) == (0, 0)
+    serving.stores_again(itertools.count(100))
     later = serving.prompt(4)
     cold = serving.store(later)
     answer, external = serving.hit(serving.b, later)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,6 +153,17 @@ def test_a_proposal_of_the_wrong_shape_is_refused() -> None:
 
     with pytest.raises(ProposalFault, match=r"shape \(1,\)"):
         run_serial(gaussian_problem(proposal=Wrong()))
+
+
+@pytest.mark.parametrize("returned", [None, np.zeros(3), Proposed([1.0, 2.0, 3.0])])  # type: ignore[arg-type]
+def test_a_proposal_that_is_something_else_is_refused(returned: Any) -> None:
+    class Odd:
+        def propose(self, theta: State, log_scale: float, rng: np.random.Generator) -> Proposed:
+            answer: Proposed = returned
+            return answer
+
+    with pytest.raises(ProposalFault, match=r"iteration 0: the proposal is .*, not a Proposed with an array"):
+        run_serial(gaussian_problem(proposal=Odd()))
 
 
 class Raising(Gaussian):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from shadowserve_capacity.errors import WorkerError
 from shadowserve_capacity.prefetch.chain import run_serial
+from shadowserve_capacity.prefetch.links import Link
 from shadowserve_capacity.prefetch.parallel import Options, run_parallel
 from shadowserve_capacity.prefetch.predictors import PartialData
 from shadowserve_capacity.problems.named import Named
@@ -31,6 +33,37 @@ def start_worker(workers: RemoteWorkers, secret_file: Path) -> subprocess.Popen[
     return subprocess.Popen([sys.executable, *command], env=environment, stderr=subprocess.PIPE)
 
 
+@dataclass
+class Present:
+    """Hires at once who has come already, and who comes later."""
+
+    remote: RemoteWorkers
+    links: list[Link]
+
+    def hired(self) -> list[Link]:
+        links, self.links = self.links, []
+        return links + self.remote.hired()
+
+    def replace(self, link: Link) -> Link | None:
+        return self.remote.replace(link)
+
+    def fileno(self) -> int | None:
+        return self.remote.fileno()
+
+    def close(self) -> None:
+        self.remote.close()
+
+
+def come(remote: RemoteWorkers, count: int) -> list[Link]:
+    """Return so many workers, once they have come."""
+    links: list[Link] = []
+    while len(links) < count:
+        ready, _, _ = select.select([remote.fileno()], [], [], 60)
+        assert ready, f"{len(links)} workers have come, expected {count}"
+        links += remote.hired()
+    return links
+
+
 def test_remote_workers_give_the_serial_bytes_and_may_die(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(SECRET + b"\n")
@@ -38,10 +71,7 @@ def test_remote_workers_give_the_serial_bytes_and_may_die(tmp_path: Path) -> Non
     remote = RemoteWorkers(NAMED, ("127.0.0.1", 0), SECRET)
     workers = [start_worker(remote, secret) for _ in range(2)]
     try:
-        fd = remote.fileno()
-        assert fd is not None
-        ready, _, _ = select.select([fd], [], [], 60)
-        assert ready, "a worker has come"
+        present = Present(remote, come(remote, 2))
         killed = threading.Event()
 
         def tell(_: object) -> None:
@@ -50,7 +80,7 @@ def test_remote_workers_give_the_serial_bytes_and_may_die(tmp_path: Path) -> Non
                 killed.set()
 
         options = Options(tell=tell, told_every=0.0, stall_seconds=1.0)
-        chain, _ = run_parallel(problem, remote, 2, PartialData(), options)
+        chain, _ = run_parallel(problem, present, 2, PartialData(), options)
         assert chain.sha256 == run_serial(problem).sha256
         assert killed.is_set()
         remote.close()

@@ -95,10 +95,14 @@ def test_processes_give_the_serial_bytes(split: int | None, predictor: Callable[
 
 
 def interfere(signals: list[int], troubled: Troubled) -> Callable[[Progress], None]:
+    killed: set[int] = set()
+
     def tell(progress: Progress) -> None:
-        if signals and troubled.links and progress.iteration:
-            victim = troubled.links[-1]
-            os.kill(victim.pid, signals.pop())
+        if signals and troubled.links and progress.iteration and (victim := troubled.links[-1].pid) not in killed:
+            number = signals.pop()
+            os.kill(victim, number)
+            if number == signal.SIGKILL:
+                killed.add(victim)
 
     return tell
 
@@ -114,8 +118,27 @@ def test_killed_and_stopped_workers_cost_time_only(signals: list[int]) -> None:
     assert chain.sha256 == run_serial(problem).sha256
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_while_all_workers_are_stopped_the_master_does_it_all(workers: int) -> None:
+    problem = slow_problem(40)
+    with processes(problem.target, workers) as hiring:
+        troubled = Troubled(hiring, [])
+        stopped: set[int] = set()
+
+        def stop_all(progress: Progress) -> None:
+            for link in troubled.links:
+                if progress.iteration and link.pid not in stopped:
+                    os.kill(link.pid, signal.SIGSTOP)
+                    stopped.add(link.pid)
+
+        options = Options(stall_seconds=0.05, told_every=0.0, tell=stop_all)
+        chain, _ = run_parallel(problem, troubled, workers, PartialData(), options)
+    assert len(stopped) == workers
+    assert chain.sha256 == run_serial(problem).sha256
+
+
 def test_without_any_worker_left_the_master_does_it_all() -> None:
-    problem = slow_problem(20)
+    problem = slow_problem(200)
     with processes(problem.target, 1) as hiring:
         troubled = Troubled(hiring, [])
         options = Options(told_every=0.0, tell=interfere([signal.SIGKILL] * 4, troubled))

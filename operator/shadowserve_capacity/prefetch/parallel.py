@@ -83,6 +83,11 @@ class _Worker:
     ready: bool = False
     since: float = 0.0
 
+    @property
+    def stalled(self) -> bool:
+        """Whether it owes an answer for so long that its work is somebody else's now."""
+        return any(lane.lost for lane in self.lanes)
+
 
 class Crew:
     """The workers of one run and the loop over what they say."""
@@ -127,7 +132,11 @@ class Crew:
                 worker.link.close()
 
     def _turn(self) -> None:
-        worked = (self._options.master_works or not self._workers) and self._work_a_batch()
+        if self._options.master_works or self._alone():
+            worked = self._work_a_batch()
+        else:
+            worked = False
+            self._give_up_own()
         for key, _ in self._selector.select(0.0 if worked else _WAIT_S):
             if key.data is None:
                 self._enlist(self._hiring.hired())
@@ -271,6 +280,17 @@ class Crew:
             self._enlist([another])
         elif not self._workers and not self._meter.begun:
             raise WorkerError(f"no worker could start: {error}")
+
+    def _alone(self) -> bool:
+        """Return whether nobody else gets on with the work, though the run has begun."""
+        helping = any(worker.ready and not worker.stalled for worker in self._workers.values())
+        return not self._workers or (self._meter.begun and not helping)
+
+    def _give_up_own(self) -> None:
+        """Leave to the workers what the master began while there was none."""
+        if self._own is not None:
+            self._own = None
+            self._master.lost(-1)
 
     def _work_a_batch(self) -> bool:
         """Be a worker oneself for one batch; return whether there was anything to do."""

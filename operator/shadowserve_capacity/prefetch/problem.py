@@ -90,6 +90,8 @@ class Problem:
             proposed = self.proposal.propose(theta, log_scale, rng)
         except Exception as error:  # whatever the user's code raises, named by where
             raise ProposalFault(f"iteration {iteration}: the proposal raised {error!r}") from error
+        if not (isinstance(proposed, Proposed) and isinstance(proposed.theta, np.ndarray)):
+            raise ProposalFault(f"iteration {iteration}: the proposal is {proposed!r}, not a Proposed with an array")
         if proposed.theta.shape != theta.shape or proposed.theta.dtype != theta.dtype:
             raise ProposalFault(
                 f"iteration {iteration}: proposal has shape {proposed.theta.shape} and type {proposed.theta.dtype}, "

@@ -90,6 +90,21 @@ def test_daemons_are_found_by_another_process_and_killed(tmp_path: Path) -> None
         started.require(["sleep"])
 
 
+def test_a_daemon_that_becomes_another_program_is_alive_all_the_while(tmp_path: Path) -> None:
+    restless = tmp_path / "restless"
+    restless.write_text('#!/bin/sh\nexec "$0"\n')
+    restless.chmod(0o755)
+    daemons = Daemons(tmp_path)
+    daemons.ensure([Daemon("restless", (str(restless),))])
+    try:
+        for _ in range(100):
+            daemons.require(["restless"])
+    finally:
+        daemons.kill()
+    with pytest.raises(TestbedError, match="restless ended"):
+        daemons.require(["restless"])
+
+
 def test_only_mounts_below_the_folder_count() -> None:
     assert mounted_below(Path("/nowhere")) == []
     assert "/proc/sys" not in mounted_below(Path("/pro"))

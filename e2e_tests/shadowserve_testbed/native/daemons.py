@@ -17,6 +17,8 @@ from shadowserve_testbed.errors import TestbedError
 
 _VARIABLE = "SHADOWSERVE_TESTBED_DAEMON"
 _POLL_SECONDS = 0.05
+_EXECVE_SECONDS = 0.5
+"""How long a process may be invisible: it has no environment to be known by while one program becomes another."""
 _TAIL_LINES = 15
 
 
@@ -75,20 +77,24 @@ class Daemons:
 
     def require(self, names: Collection[str]) -> None:
         """Make sure that these run. Raises `TestbedError` with the end of the log of one that ended."""
-        alive = {each.name for each in self._mine()}
-        for name in names:
-            if name not in alive:
-                raise TestbedError(f"{name} ended:\n{self.tail(name)}")
+        end = time.monotonic() + _EXECVE_SECONDS
+        while ended := sorted(set(names) - {each.name for each in self._mine()}):
+            if time.monotonic() > end:
+                raise TestbedError(f"{ended[0]} ended:\n{self.tail(ended[0])}")
+            time.sleep(_POLL_SECONDS)
 
     def kill(self, names: Collection[str] | None = None, seconds: float = 20.0) -> None:
         """Kill these (all, if none are named) and what they started, and wait. Raises `TestbedError`."""
         end = time.monotonic() + seconds
-        while left := [each for each in self._mine() if names is None or each.name in names]:
-            if time.monotonic() > end:
+        gone_since: float | None = None
+        while gone_since is None or time.monotonic() < gone_since + _EXECVE_SECONDS:
+            left = [each for each in self._mine() if names is None or each.name in names]
+            if left and time.monotonic() > end:
                 raise TestbedError(f"{', '.join(sorted({each.name for each in left}))} cannot be killed")
             for each in left:
                 with suppress(ProcessLookupError):
                     os.kill(each.pid, signal.SIGKILL)
+            gone_since = None if left else gone_since or time.monotonic()
             time.sleep(_POLL_SECONDS)
 
     def tail(self, name: str) -> str:

@@ -29,7 +29,8 @@ def _ensure_node(node: Node, others: Sequence[Node]) -> None:
     inside = namespace(node)
     if not (NAMESPACES / inside).exists():
         run("ip", "netns", "add", inside)
-    if not succeeds("ip", "link", "show", link(node)):
+    if not succeeds("ip", "-n", inside, "link", "show", "eth0"):
+        succeeds("ip", "link", "delete", link(node))  # its other end is in a namespace that is gone
         run("ip", "link", "add", link(node), "type", "veth", "peer", "name", "eth0", "netns", inside)
     run("ip", "link", "set", link(node), "master", BRIDGE, "up")
     run("ip", "-n", inside, "address", "replace", f"{address(node)}/24", "dev", "eth0")

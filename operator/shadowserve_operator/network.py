@@ -4,8 +4,10 @@
 """
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Any, Protocol
 
 import aiohttp
@@ -25,6 +27,8 @@ _AGAIN_SECONDS = 1.2
 _ATTACHMENT_SECONDS = 2.0
 """They answer from memory, and what is silent must hold nobody up."""
 _AT_ONCE = 16
+_ANSWER_BYTES = 64 * 1024
+_DETAIL_CHARACTERS = 500
 
 
 class Network(Protocol):
@@ -87,7 +91,7 @@ async def _asked(session: aiohttp.ClientSession, plane: Plane, change: str) -> A
             await asyncio.sleep(_AGAIN_SECONDS)
             document = await _document(session, plane, change)
         word = Word(document["verdict"]) if document.get("change") == change else Word.PENDING
-        return Answer(plane, word, str(document.get("stage", "")), str(document.get("detail", "")))
+        return Answer(plane, word, _short(document.get("stage", "")), _short(document.get("detail", "")))
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         return Answer(plane, Word.UNREACHABLE, detail=_why(error))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -100,7 +104,7 @@ async def _attached(session: aiohttp.ClientSession, sidecar: Plane) -> SidecarSa
         return SidecarSays(
             sidecar,
             EngineState(found["state"]),
-            str(found["detail"]),
+            _short(found["detail"]),
             int(found["chunks"]),
             int(found["wantedBytes"]),
             str(found["contract"]),
@@ -114,10 +118,24 @@ async def _attached(session: aiohttp.ClientSession, sidecar: Plane) -> SidecarSa
 async def _document(
     session: aiohttp.ClientSession, plane: Plane, change: str = "", path: str = "/round-trip"
 ) -> Mapping[str, Any]:
-    async with session.get(f"http://{plane.address}{path}", params={"change": change}) as reply:
+    """Ask, and believe little of what a pod says: no redirect is followed, and no more read than an answer needs."""
+    url, question = f"http://{plane.address}{path}", {"change": change}
+    async with session.get(url, params=question, allow_redirects=False) as reply:
         reply.raise_for_status()
-        document: Mapping[str, Any] = await reply.json()
+        if reply.status != HTTPStatus.OK:
+            raise ValueError(f"HTTP {reply.status}")
+        text = b""
+        async for part in reply.content.iter_any():
+            text += part
+            if len(text) > _ANSWER_BYTES:
+                raise ValueError(f"more than {_ANSWER_BYTES} bytes")
+        document: Mapping[str, Any] = json.loads(text)
         return document
+
+
+def _short(detail: object) -> str:
+    """Return what a pod says as text that fits a condition."""
+    return "".join(each if each.isprintable() else " " for each in str(detail)[:_DETAIL_CHARACTERS])
 
 
 def _why(error: Exception) -> str:

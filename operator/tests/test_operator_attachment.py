@@ -118,10 +118,16 @@ async def a_sidecar(answer: object, held: asyncio.Event | None = None) -> AsyncI
         asked.set()
         if held is not None:
             await held.wait()
+        if isinstance(answer, web.HTTPFound):
+            raise answer
         return web.json_response(answer)
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        return web.json_response(DOCUMENT)
 
     application = web.Application()
     application.router.add_get("/attachment", attachment)
+    application.router.add_get("/elsewhere", elsewhere)
     runner = web.AppRunner(application, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -143,7 +149,25 @@ async def test_an_answer_is_passed_on() -> None:
     assert await PATIENT.attachments([]) == []
 
 
-@pytest.mark.parametrize("answer", [["a list"], {}, {**DOCUMENT, "state": "Later"}, {**DOCUMENT, "chunks": "many"}])
+async def test_of_what_a_pod_says_as_much_is_kept_as_fits_a_condition() -> None:
+    async with a_sidecar({**DOCUMENT, "detail": "a\nline " + "x" * 40_000}) as (plane, _):
+        [found] = await PATIENT.attachments([plane])
+    assert found.state is EngineState.REFUSED
+    assert found.detail.startswith("a line xxx")
+    assert len(found.detail) <= 500
+
+
+_NO_SIDECARS = [
+    ["a list"],
+    {},
+    {**DOCUMENT, "state": "Later"},
+    {**DOCUMENT, "chunks": "many"},
+    {**DOCUMENT, "detail": "x" * 100_000},
+    web.HTTPFound("/elsewhere"),
+]
+
+
+@pytest.mark.parametrize("answer", _NO_SIDECARS)
 async def test_what_is_no_sidecar_is_unreachable(answer: object) -> None:
     async with a_sidecar(answer) as (plane, _):
         [found] = await PATIENT.attachments([plane])

@@ -108,6 +108,7 @@ async def reconcile_prefixcache(
     assignments = assign(snapshot.engines, pairing, snapshot.planes or {}, order, now)
     told = await _tell_pods(cluster, namespace, assignments)
     told += await tell_bindings(cluster, cache, snapshot, pairings, now)
+    told += await forget_bindings(cluster, snapshot, pairings)
     if seen.plan.steps or seen.plan.waiting:
         seen = await shards.bring(network, _SHARDING_SECONDS)
     facts = _facts(cache, snapshot, desired, (pairing, assignments), (plan, outcome))

@@ -73,7 +73,7 @@ def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheS
     wanted = _number(facts.data_plane, "desiredNumberScheduled")
     serving = sum(plane.ready_since is not None for plane in facts.planes.values())
     on_dpu = sum(bool(each.endpoint) for each in facts.assignments)
-    lost = {each.pod.node for each in facts.assignments if not each.endpoint and facts.pairing.cards_of(each.pod.node)}
+    lost = _without_their_card(cache, facts)
     return PrefixCacheStatus(
         observed_generation=cache.metadata.generation,
         conditions=list(conditions),
@@ -88,6 +88,13 @@ def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheS
         pools=facts.pools,
         unhealthy_hosts=sorted(lost)[:_MOST_HOSTS],
     )
+
+
+def _without_their_card(cache: PrefixCache, facts: Facts) -> set[str]:
+    """Return the hosts whose pods should restore at a card that they have, and do not."""
+    if cache.spec.placement.order[0] is not PlaceName.DPU:
+        return set()
+    return {each.pod.node for each in facts.assignments if not each.endpoint and facts.pairing.cards_of(each.pod.node)}
 
 
 def settled(status: PrefixCacheStatus | InferencePoolStatus) -> bool:

@@ -10,6 +10,7 @@ from cache_on_a_cluster import (
     cache,
     card,
     conditions,
+    engine,
     kept,
     node,
     until_quiet,
@@ -133,6 +134,30 @@ async def test_a_binding_by_hand_says_nothing_once_no_cache_is_left_to_say_it() 
     status = cluster.objects[mine]["status"]
     assert (status["healthy"], status["endpoint"], status["conditions"]) == (False, "", [])
     assert not await forget_prefixcache(cluster, "default", "kv", SETTINGS)
+
+
+async def test_a_binding_by_hand_says_nothing_once_the_last_cache_stops_using_cards() -> None:
+    cluster, mine = a_cluster(), Ref(DPU_BINDING, "", "mine")
+    cluster.put(by_hand("mine", "host-0", "card-0"))
+    await until_quiet(cluster)
+    become_ready(cluster)
+    await until_quiet(cluster)
+    assert cluster.objects[mine]["status"]["healthy"]
+    cluster.objects[CACHE]["spec"] = {"placement": {"order": ["Host"]}}
+    await until_quiet(cluster)
+    status = cluster.objects[mine]["status"]
+    assert (status["healthy"], status["endpoint"], status["conditions"]) == (False, "", [])
+
+
+async def test_with_the_host_first_no_host_is_missed_by_its_card() -> None:
+    cluster = a_cluster()
+    cluster.objects[CACHE]["spec"] = {"placement": {"order": ["Host", "DPU"]}}
+    cluster.put(engine("one", "host-0"))
+    await until_quiet(cluster)
+    become_ready(cluster)
+    await until_quiet(cluster)
+    assert cluster.objects[CACHE]["status"]["unhealthyHosts"] == []
+    assert cluster.objects[CACHE]["status"]["dataPlanes"]["onHost"] == 1
 
 
 async def test_a_card_that_leaves_takes_its_binding_with_it() -> None:

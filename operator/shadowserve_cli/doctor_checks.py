@@ -21,6 +21,7 @@ from shadowserve_crds.store import StoreType
 from shadowserve_operator.desired.config import DATA_PLANE, STORE
 from shadowserve_operator.desired.labels import labels_of
 from shadowserve_operator.desired.pairing import is_card, resolve
+from shadowserve_operator.desired.wording import first_few
 from shadowserve_operator.kinds import Json
 from shadowserve_operator.plan import first_difference
 from shadowserve_operator.webhook_identity import HOOK, WEBHOOK
@@ -322,6 +323,4 @@ def _there(facts: Facts) -> list[str]:
 
 
 def _some(words: Iterable[str]) -> str:
-    listed = list(words)
-    more = f" and {len(listed) - _MOST} more" if len(listed) > _MOST else ""
-    return ", ".join(listed[:_MOST]) + more
+    return first_few(words, _MOST)

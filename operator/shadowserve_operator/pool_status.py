@@ -10,7 +10,8 @@ from shadowserve_operator.desired.assignment import place_of
 from shadowserve_operator.desired.attachment import SidecarSays, attachment_trouble
 from shadowserve_operator.desired.engine import pod_selector, refused_flags, wants_gateway_pool
 from shadowserve_operator.desired.generation import cache_generation
-from shadowserve_operator.pool_observe import PoolPod, PoolSnapshot
+from shadowserve_operator.desired.wording import first_few
+from shadowserve_operator.pool_observe import PoolSnapshot
 
 _MOST_NAMES = 5
 
@@ -93,7 +94,8 @@ def _cache_attached(pool: InferencePool, snapshot: PoolSnapshot, facts: PoolFact
     if facts.detached:
         return condition(kind, False, "PodsWithoutSidecar", facts.detached)
     if without := [pod for pod in snapshot.pods if not pod.injected]:
-        return condition(kind, False, "PodsWithoutSidecar", f"these pods run without the sidecar: {_named(without)}")
+        named = first_few((pod.name for pod in without), _MOST_NAMES)
+        return condition(kind, False, "PodsWithoutSidecar", f"these pods run without the sidecar: {named}")
     if trouble := attachment_trouble(pool, snapshot.sidecars, facts.attachments):
         return trouble
     return condition(kind, True, Reason.SUCCEEDED, f"every pod uses PrefixCache {snapshot.cache.name}")
@@ -121,9 +123,3 @@ def _by_place(snapshot: PoolSnapshot) -> PodsByPlace:
 def _number(snapshot: PoolSnapshot, field: str) -> int:
     status = snapshot.deployment.get("status", {}) if snapshot.deployment else {}
     return int(status.get(field, 0))
-
-
-def _named(pods: list[PoolPod]) -> str:
-    listed = [pod.name for pod in pods]
-    more = f" and {len(listed) - _MOST_NAMES} more" if len(listed) > _MOST_NAMES else ""
-    return ", ".join(listed[:_MOST_NAMES]) + more

@@ -22,6 +22,7 @@ from shadowserve_operator.kinds import DPU_BINDING, NODE, Json, Ref
 from shadowserve_operator.reconcile import forget_prefixcache, reconcile_prefixcache
 
 CARD = Ref(DPU_BINDING, "", "card-0")
+MINE = Ref(DPU_BINDING, "", "mine")
 LONG = "host-" + "x" * 60
 
 
@@ -83,7 +84,7 @@ async def test_a_binding_by_hand_says_what_is_wrong_with_it_and_heals(
     cluster.put(node("host-1"))
     cluster.put(by_hand("mine", host, on))
     await until_quiet(cluster)
-    assert conditions(cluster, Ref(DPU_BINDING, "", "mine"))["PairingValid"] == ("False", reason)
+    assert conditions(cluster, MINE)["PairingValid"] == ("False", reason)
     assert message in says(cluster, "mine")[1]
     cluster.put(by_hand("mine", "host-1", "card-0"))
     await until_quiet(cluster)
@@ -122,31 +123,34 @@ async def test_of_two_caches_one_tells_and_nothing_is_written_to_and_fro() -> No
     assert len(cluster.writes) == before
 
 
-async def test_a_binding_by_hand_says_nothing_once_no_cache_is_left_to_say_it() -> None:
-    cluster, mine = a_cluster(), Ref(DPU_BINDING, "", "mine")
+async def a_healthy_binding_by_hand() -> FakeCluster:
+    cluster = a_cluster()
     cluster.put(by_hand("mine", "host-0", "card-0"))
     await until_quiet(cluster)
     become_ready(cluster)
     await until_quiet(cluster)
-    assert cluster.objects[mine]["status"]["healthy"]
+    assert cluster.objects[MINE]["status"]["healthy"]
+    return cluster
+
+
+def assert_says_nothing(cluster: FakeCluster) -> None:
+    status = cluster.objects[MINE]["status"]
+    assert (status["healthy"], status["endpoint"], status["conditions"]) == (False, "", [])
+
+
+async def test_a_binding_by_hand_says_nothing_once_no_cache_is_left_to_say_it() -> None:
+    cluster = await a_healthy_binding_by_hand()
     cluster.objects[CACHE]["metadata"]["deletionTimestamp"] = "2026-11-24T12:00:00Z"
     assert await forget_prefixcache(cluster, "default", "kv", SETTINGS)
-    status = cluster.objects[mine]["status"]
-    assert (status["healthy"], status["endpoint"], status["conditions"]) == (False, "", [])
+    assert_says_nothing(cluster)
     assert not await forget_prefixcache(cluster, "default", "kv", SETTINGS)
 
 
 async def test_a_binding_by_hand_says_nothing_once_the_last_cache_stops_using_cards() -> None:
-    cluster, mine = a_cluster(), Ref(DPU_BINDING, "", "mine")
-    cluster.put(by_hand("mine", "host-0", "card-0"))
-    await until_quiet(cluster)
-    become_ready(cluster)
-    await until_quiet(cluster)
-    assert cluster.objects[mine]["status"]["healthy"]
+    cluster = await a_healthy_binding_by_hand()
     cluster.objects[CACHE]["spec"] = {"placement": {"order": ["Host"]}}
     await until_quiet(cluster)
-    status = cluster.objects[mine]["status"]
-    assert (status["healthy"], status["endpoint"], status["conditions"]) == (False, "", [])
+    assert_says_nothing(cluster)
 
 
 async def test_with_the_host_first_no_host_is_missed_by_its_card() -> None:

@@ -11,6 +11,7 @@ from enum import StrEnum
 from shadowserve_crds.conditions import Condition, condition
 from shadowserve_crds.inferencepool import InferencePool, InferencePoolCondition
 from shadowserve_operator.desired.round_trip import Plane
+from shadowserve_operator.desired.wording import first_few
 
 _MOST_NAMED = 3
 _MEBIBYTE = 1 << 20
@@ -87,6 +88,4 @@ def _odd_ones_out(pods: Sequence[SidecarPod], says: Sequence[SidecarSays]) -> li
 
 
 def _named(says: Sequence[SidecarSays]) -> str:
-    listed = [each.plane.name for each in says]
-    more = f" and {len(listed) - _MOST_NAMED} more" if len(listed) > _MOST_NAMED else ""
-    return ", ".join(listed[:_MOST_NAMED]) + more
+    return first_few((each.plane.name for each in says), _MOST_NAMED)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from shadowserve_crds import names
 from shadowserve_crds.conditions import Condition, Reason, condition
 from shadowserve_crds.prefixcache import PrefixCacheCondition
+from shadowserve_operator.desired.wording import first_few
 from shadowserve_operator.kinds import Json
 
 UNSEEN = "the admission webhook did not see it when it was made; delete it, so that it is made anew"
@@ -42,7 +43,6 @@ def injected_condition(pods: tuple[LeftOut, ...]) -> Condition:
     kind = PrefixCacheCondition.PODS_INJECTED
     if not pods:
         return condition(kind, True, Reason.SUCCEEDED, "every pod that asks for it by a label has the sidecar")
-    listed = ", ".join(each.name for each in pods[:_MOST_NAMES])
-    more = f" and {len(pods) - _MOST_NAMES} more" if len(pods) > _MOST_NAMES else ""
-    message = f"these pods ask for it by a label and run without the sidecar: {listed}{more}"
+    named = first_few((each.name for each in pods), _MOST_NAMES)
+    message = f"these pods ask for it by a label and run without the sidecar: {named}"
     return condition(kind, False, "PodsWithoutSidecar", f"{message}. Pod {pods[0].name}: {pods[0].reason}")

@@ -56,6 +56,11 @@ class Facts:
     round_trips: tuple[Answer, ...] = ()
     shards: StoreSeen = field(default_factory=lambda: StoreSeen(ShardPlan()))
 
+    @property
+    def serving(self) -> int:
+        """How many data planes on cards serve."""
+        return sum(plane.ready_since is not None for plane in self.planes.values())
+
 
 def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheStatus:
     """Return the whole status."""
@@ -71,7 +76,6 @@ def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheS
     told = [*counted, trip, injected_condition(facts.left_out), ready]
     conditions = merged(cache.status.conditions, told, cache.metadata.generation, now)
     wanted = _number(facts.data_plane, "desiredNumberScheduled")
-    serving = sum(plane.ready_since is not None for plane in facts.planes.values())
     on_dpu = sum(bool(each.endpoint) for each in facts.assignments)
     lost = _without_their_card(cache, facts)
     return PrefixCacheStatus(
@@ -80,8 +84,8 @@ def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheS
         store=_store_status(cache, facts),
         data_planes=DataPlanesStatus(
             desired=wanted,
-            ready=serving,
-            shown=f"{serving}/{wanted}",
+            ready=facts.serving,
+            shown=f"{facts.serving}/{wanted}",
             on_dpu=on_dpu,
             on_host=len(facts.assignments) - on_dpu if PlaceName.HOST in cache.spec.placement.order else 0,
         ),
@@ -161,7 +165,7 @@ def _data_plane_ready(cache: PrefixCache, facts: Facts) -> Condition:
         host = PlaceName.HOST in order
         way = "engines restore on host cores" if host else "engines compute everything: label the cards' nodes"
         return condition(kind, host, "NoDpuNodeMatches", f"no node has the label {label}; {way}")
-    ready = sum(plane.ready_since is not None for plane in facts.planes.values())
+    ready = facts.serving
     if ready < cards:
         silent = sorted(_cards(facts.pairing) - {c for c, plane in facts.planes.items() if plane.ready_since})
         message = f"{ready} of {cards} data planes serve; not on {', '.join(silent[:5])}"

@@ -20,7 +20,7 @@ sys.path[:0] = [str(_REPOSITORY / part) for part in ("operator", "dataplane_imag
 
 import real  # noqa: E402
 import simulated  # noqa: E402
-from results import Goal, Result, at_least, at_most, emit  # noqa: E402
+from results import Goal, Report, Result, at_least, at_most  # noqa: E402
 
 from shadowserve_capacity.prefetch.parallel import measured_batch_seconds  # noqa: E402
 from shadowserve_capacity.prefetch.worker import keep_freed_memory  # noqa: E402
@@ -34,19 +34,30 @@ _PUBLISHED = {
 _SIZES = {"mixture": PAPER_SIZES["mixture"], "lasso": 200_000, "logistic": 200_000}
 """The mixture has the paper's: how long its transient is and what the paper's predictor can tell depend on it."""
 _SEED = 1
+_TOLD = ("serial", "seconds", "useful", "wasted", "idle", "split", "master")
+"""Of every turn of a method on real processes."""
 
 
 class Table:
     """Collects figures; prints each as a JSON line, and those with a goal as a table at the end."""
 
     def __init__(self) -> None:
+        self._report = Report("prefetch", {})
         self._rows: list[Result] = []
 
-    def figure(self, case: str, metric: str, value: float, goal: Goal | None = None, **parameters: object) -> None:
-        """Print one figure."""
-        result = Result("prefetch", case, metric, [value], "x", goal, "serial loop", parameters)
-        emit(result)
-        self._rows.append(result)
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 when a figure was too noisy to be reported."""
+        return self._report.exit_code
+
+    def figure(
+        self, case: str, metric: str, seen: float | Sequence[float], goal: Goal | None = None, **parameters: object
+    ) -> None:
+        """Print one figure: a value, or the samples whose median it is."""
+        samples = [seen] if isinstance(seen, int | float) else list(seen)
+        result = Result("prefetch", case, metric, samples, "x", goal, "serial loop", parameters)
+        if self._report.show(result):
+            self._rows.append(result)
 
     def show(self) -> None:
         """Print the table on stderr."""
@@ -121,28 +132,28 @@ def _real(table: Table, options: argparse.Namespace) -> None:
     case = f"mixture, N = {options.size}, {workers} processes"
     table.figure(case, "ceiling: independent processes", limit, cores=real.cores())
     for phase in phases:
-        for speed in real.speeds(phase, workers):
-            value = speed.serial / speed.seconds
+        rounds = [real.speeds(phase, workers) for _ in range(options.rounds)]
+        for turns in zip(*rounds, strict=True):
+            values = [speed.serial / speed.seconds for speed in turns]
             parameters = {
-                "serial_seconds": speed.serial, "seconds": speed.seconds, "useful": speed.useful,
-                "wasted": speed.wasted, "idle": speed.idle, "split": speed.split, "master_cpu": speed.master,
                 "iterations": options.iterations, "batches": options.batches, "cores": real.cores(),
+                **{name: [getattr(speed, name) for speed in turns] for name in _TOLD},
             }  # fmt: skip
-            where = f"{case}, {phase.name}"
-            table.figure(
-                where, f"speed-up, {speed.method}", value, _real_goal(workers, phase.name, speed.method), **parameters
-            )
-            table.figure(where, f"of the ceiling, {speed.method}", value / limit)
+            where, method = f"{case}, {phase.name}", turns[0].method
+            table.figure(where, f"speed-up, {method}", values, _real_goal(workers, phase.name, method), **parameters)
+            table.figure(where, f"of the ceiling, {method}", [value / limit for value in values])
 
 
-def _master(table: Table) -> None:
+def _master(table: Table, rounds: int) -> None:
     """Tell what the master costs two workers with batches of about two milliseconds."""
     phase = real.master_phase(_SEED)
     seconds = measured_batch_seconds(phase.problem)
-    for speed in real.speeds(phase, 2, [each for each in real.METHODS if each.name in ("paper", "partial", "hybrid")]):
+    methods = [each for each in real.METHODS if each.name in ("paper", "partial", "hybrid")]
+    for turns in zip(*(real.speeds(phase, 2, methods) for _ in range(rounds)), strict=True):
         case = "mixture, burn-in, 2 processes, batches of 2 ms"
         goal = at_most(0.05) if seconds >= 0.002 else None
-        table.figure(case, f"master's share of a core, {speed.method}", speed.master, goal, batch_seconds=seconds)
+        shares = [speed.master for speed in turns]
+        table.figure(case, f"master's share of a core, {turns[0].method}", shares, goal, batch_seconds=seconds)
 
 
 def _real_goal(workers: int, phase: str, method: str) -> Goal | None:
@@ -152,7 +163,7 @@ def _real_goal(workers: int, phase: str, method: str) -> Goal | None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run; returns the exit code: 0, goals kept or not."""
+    """Run; returns the exit code: 0, goals kept or not, 3 when a figure was too noisy to be reported."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=("simulated", "real", "master"), help="one part of it")
     parser.add_argument("--workers", type=int, nargs="+", default=[16, 32, 64], help="simulated workers")
@@ -162,7 +173,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--measured", type=int, default=100, help="stationary iterations that are measured")
     parser.add_argument("--size", type=int, default=PAPER_SIZES["mixture"], help="data in real runs")
     parser.add_argument("--batches", type=int, default=32, help="batches in real runs")
-    parser.add_argument("--iterations", type=int, default=1000, help="iterations of each real run")
+    parser.add_argument("--iterations", type=int, default=300, help="iterations of each real run")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of the serial loop and every method in real runs")
     parser.add_argument("--processes", type=int, default=0, help="worker processes (default: the cores)")
     options = parser.parse_args(arguments)
     keep_freed_memory()  # the serial loop is to be the best there is
@@ -173,9 +185,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.only in (None, "real"):
         _real(table, options)
     if options.only in (None, "master"):
-        _master(table)
+        _master(table, options.rounds)
     table.show()
-    return 0
+    return table.exit_code
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ STACK := $(LAB) run --with store --with dev --with engine --with model
 RIVALS := --with lmcache --with mooncake --with nixl
 BENCH := python dataplane_image/bench/run.py
 
-.PHONY: help setup check test unit engine-test cluster-test image-test e2e soak demo-local demo demo-clean generate format bench bench-quick bench-capacity bench-capacity-calibration bench-capacity-prefetch bench-capacity-engine bench-operator bench-webhook clean
+.PHONY: help setup check test unit fuzz engine-test cluster-test image-test e2e soak demo-local demo demo-clean generate format bench bench-quick bench-capacity bench-capacity-calibration bench-capacity-prefetch bench-capacity-engine bench-operator bench-webhook clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test: check unit engine-test cluster-test image-test e2e ## Everything, on a fre
 
 unit: ## Tests that need no engine: formats, store, pipeline, data plane, sidecar
 	@$(LAB) run --with store --with dev python -m pytest -m "not engine" $(ARGS)
+
+fuzz: ## Every property with twenty times the examples, others at each run (ARGS="path::test" for one of them)
+	@$(DEV) python -m pytest -m "hypothesis and not engine" --hypothesis-profile fuzz --timeout 3600 $(ARGS)
 
 engine-test: ## Tests inside the engine's environment, then stories with real vLLM engines
 	@$(STACK) sh -c '"$$SHADOWSERVE_LAB_ENGINE/bin/python" -m pytest -m engine dataplane_image/tests $(ARGS)'

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xxhash
 from codec_samples import KEY, encode, parse, restored, sample_shape, sample_values
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shadowserve_dataplane.chunks import ChunkKey, KvDtype
@@ -82,7 +82,6 @@ def test_a_damaged_header_is_named() -> None:
         decode(bytes(broken))
 
 
-@settings(deadline=None, max_examples=150)
 @given(st.sampled_from(list(Tier)), st.data())
 def test_a_chunk_cut_anywhere_is_damaged(tier: Tier, data: st.DataObject) -> None:
     chunk = CHUNKS[tier]
@@ -91,7 +90,6 @@ def test_a_chunk_cut_anywhere_is_damaged(tier: Tier, data: st.DataObject) -> Non
         decode(chunk[:cut])
 
 
-@settings(deadline=None, max_examples=300)
 @given(st.sampled_from(list(Tier)), st.data())
 def test_a_flipped_bit_anywhere_is_found(tier: Tier, data: st.DataObject) -> None:
     broken = bytearray(CHUNKS[tier])
@@ -101,7 +99,6 @@ def test_a_flipped_bit_anywhere_is_found(tier: Tier, data: st.DataObject) -> Non
         decode(bytes(broken))
 
 
-@settings(deadline=None, max_examples=300)
 @given(st.sampled_from(list(Tier)), st.data())
 def test_a_forged_header_gives_an_error_or_the_right_values(tier: Tier, data: st.DataObject) -> None:
     """Whatever a header says, checksum right: refused, damaged, or harmless; no other error, no wrong value."""
@@ -116,7 +113,6 @@ def test_a_forged_header_gives_an_error_or_the_right_values(tier: Tier, data: st
     assert np.array_equal(values, VALUES[tier])
 
 
-@settings(deadline=None, max_examples=200)
 @given(st.binary(max_size=400))
 def test_noise_is_no_chunk(noise: bytes) -> None:
     with pytest.raises((ChunkDamaged, ChunkRefused)):

@@ -13,7 +13,7 @@ import pytest
 import xxhash
 import zstandard
 from codec_samples import encode, parse, restored, sample_shape, sample_values
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shadowserve_dataplane.chunks import KvDtype
@@ -112,7 +112,6 @@ def test_what_a_later_version_may_mean_is_refused_by_name(offset: int, field: by
         restored(with_field(CHUNKS[Tier.HIGH], offset, field), SHAPE, LandingMode.CODES)
 
 
-@settings(deadline=None, max_examples=400)
 @given(st.sampled_from(list(Tier)), st.sampled_from(list(LandingMode)), st.data())
 def test_forged_bytes_anywhere_end_in_values_or_a_named_error(
     tier: Tier, mode: LandingMode, data: st.DataObject
@@ -129,7 +128,6 @@ def test_forged_bytes_anywhere_end_in_values_or_a_named_error(
     assert values.shape == (SHAPE.planes, SHAPE.tokens, SHAPE.channels)
 
 
-@settings(deadline=None, max_examples=200)
 @given(st.sampled_from(list(Tier)), st.data())
 def test_no_length_or_count_is_believed(tier: Tier, data: st.DataObject) -> None:
     """Every number of the header forged, to the largest too: what the reader takes stays about what the chunk has."""

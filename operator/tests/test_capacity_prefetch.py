@@ -93,7 +93,7 @@ def test_any_predictor_and_worker_count_gives_the_serial_bytes(predictor: type, 
     assert run_simulated(problem, Cluster(workers), predictor()).chain.sha256 == run_serial(problem).sha256
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=settings().max_examples // 8)
 @given(
     seed=st.integers(0, 2**32),
     workers=st.integers(1, 64),

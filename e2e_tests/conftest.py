@@ -16,6 +16,7 @@ from shadowserve_testbed import scenario
 from shadowserve_testbed.api_server import ESTABLISHED, ApiServer
 from shadowserve_testbed.binaries import CONTROL_PLANE, Binaries, ModulesUnreachable
 from shadowserve_testbed.choosing import refuse_beside, running_providers
+from shadowserve_testbed.errors import TestbedError
 from shadowserve_testbed.installation import install, overlay_of, remove
 from shadowserve_testbed.native import preflight
 from shadowserve_testbed.provider import Provider, Shape
@@ -59,9 +60,13 @@ def api() -> Iterator[ApiServer]:
 def provider() -> Provider:
     """What makes clusters with nodes, named by PROVIDER; everything it needs is built."""
     name, home = os.environ.get("PROVIDER", "native"), default_home()
-    facts = preflight.look(home.root)
-    if name == "native" and (facts.lacking or shutil.which("go") is None):
-        pytest.skip(f"no cluster with nodes here: {'; '.join(facts.lacking) or 'Go is not installed'}")
+    if name == "native":
+        if shutil.which("go") is None:
+            pytest.skip("no cluster with nodes here: Go is not installed")
+        try:
+            preflight.ensure(home.root, say)
+        except TestbedError as error:
+            pytest.skip(f"no cluster with nodes here: {error}")
     found = PROVIDERS[name](home)
     refuse_beside(name, running_providers(home))
     try:

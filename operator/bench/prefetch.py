@@ -173,8 +173,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--measured", type=int, default=100, help="stationary iterations that are measured")
     parser.add_argument("--size", type=int, default=PAPER_SIZES["mixture"], help="data in real runs")
     parser.add_argument("--batches", type=int, default=32, help="batches in real runs")
-    parser.add_argument("--iterations", type=int, default=300, help="iterations of each real run")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of the serial loop and every method in real runs")
+    parser.add_argument("--iterations", type=int, default=1000, help="iterations of each real run")
+    parser.add_argument("--rounds", type=int, default=4, help="turns of the serial loop and every method in real runs")
     parser.add_argument("--processes", type=int, default=0, help="worker processes (default: the cores)")
     options = parser.parse_args(arguments)
     keep_freed_memory()  # the serial loop is to be the best there is

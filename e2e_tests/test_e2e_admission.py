@@ -17,6 +17,7 @@ import pytest
 from shadowserve_crds import names
 from shadowserve_crds.prefixcache import PrefixCache
 from shadowserve_operator.admission_server import AdmissionWebhook, ServingFiles, served
+from shadowserve_operator.desired.admission import CacheSeen
 from shadowserve_operator.settings import OperatorSettings
 from shadowserve_testbed.api_server import ApiServer
 from shadowserve_testbed.pki import Authority
@@ -32,9 +33,9 @@ def webhook_running(files: ServingFiles) -> Iterator[int]:
     loop = asyncio.new_event_loop()
     ready, stop, ports = threading.Event(), asyncio.Event(), []
 
-    async def find(namespace: str, name: str) -> PrefixCache | None:
+    async def find(namespace: str, name: str) -> CacheSeen | None:
         known = PrefixCache.parse({"metadata": {"name": "shared", "namespace": "default"}})
-        return known if (namespace, name) == ("default", "shared") else None
+        return CacheSeen(known) if (namespace, name) == ("default", "shared") else None
 
     async def run() -> None:
         webhook = AdmissionWebhook(find, OperatorSettings(), lambda result: None)

@@ -30,7 +30,7 @@ def test_killed_again_and_again_under_load_everything_is_made_once(api: ApiServe
     create(api, cache("kv", placement={"order": ["Host"]}))
     items = [pool(f"pool-{number}", cacheRef={"name": "kv"}) for number in range(_POOLS)]
     with operator_running(api, log) as process:
-        wait(log, "store made", lambda: get(api, "statefulset/kv-store"), _LEASE_SECONDS)
+        wait(log, "settings written", lambda: get(api, "configmap/kv-config"), _LEASE_SECONDS)
         create(api, {"apiVersion": "v1", "kind": "List", "items": items})
         wait(log, "some made", lambda: _deployments(api) > 3)
         process.kill()
@@ -54,7 +54,7 @@ def test_killed_again_and_again_under_load_everything_is_made_once(api: ApiServe
 
 
 def _deployments(api: ApiServer) -> int:
-    return len(api.kubectl("get", "deployments", "-o", "name").split())
+    return api.kubectl("get", "deployments", "-o", "name").count("/pool-")
 
 
 def _told(api: ApiServer) -> int:

@@ -27,7 +27,10 @@ DATA_PLANE_ANNOTATION: Final = "shadowserve.io/data-plane"
 """Where the data plane of this pod is now; written by the operator, read by the sidecar (downward API)."""
 SPEC_HASH_ANNOTATION: Final = "shadowserve.io/spec-hash"
 CONFIG_ANNOTATION: Final = "shadowserve.io/config"
-"""On an injected pod: a digest of the settings that it was made with (config.json)."""
+"""On the ConfigMap with config.json: a digest of all that sidecars read at their start; on an injected pod: the same of
+the settings that it was made with. Only the operator computes it."""
+LOGIN_ANNOTATION: Final = "shadowserve.io/login"
+"""On a data plane's pod: a digest of how it logs in to the store."""
 GENERATION_ANNOTATION: Final = "shadowserve.io/generation"
 """On the ConfigMap with config.json: which generation of its PrefixCache it was written for."""
 

@@ -96,7 +96,8 @@ class ExternalStore(Section):
     credentials_secret_ref: SecretReference | None = None
     """Secret with keys `username` (optional) and `password`; unset: no authentication.
 
-    Naming another one rolls the pods; another password in the same one is read by pods that start later.
+    No engine starts with the cache before it exists. Another user name or password rolls the pods and the data planes
+    within a minute; while it is away, they keep the login that they have.
     """
     tls: ExternalTls | None = None
     """Set to speak TLS with it, `{}` is enough; unset: plain text. A change rolls the pods and the data planes."""

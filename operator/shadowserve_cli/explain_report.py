@@ -9,8 +9,8 @@ from shadowserve_cli.picture import Picture
 from shadowserve_cli.status_report import assignments, has_older_settings, shown_place, troubles_of, why
 from shadowserve_crds import names
 from shadowserve_crds.prefixcache import PrefixCache
+from shadowserve_operator.desired.admission import CacheSeen
 from shadowserve_operator.desired.sidecar import Unchanged, inject
-from shadowserve_operator.desired.terms import sidecar_terms
 from shadowserve_operator.kinds import Json
 from shadowserve_operator.settings import OperatorSettings
 from shadowserve_operator.webhook_identity import HOOK
@@ -40,7 +40,7 @@ def explanation(picture: Picture, pod: Json, namespace_labels: Mapping[str, str]
     found = [_asks(picture, pod)]
     cache = _cache(picture, pod)
     if names.INJECTED_ANNOTATION in _annotations(pod):
-        found += [*_with_sidecar(pod), *_settings(pod, cache), *_data_plane(picture, pod, cache, now)]
+        found += [*_with_sidecar(pod), *_settings(picture, pod, cache), *_data_plane(picture, pod, cache, now)]
     elif found[0].good and _wanted(picture, pod):
         found.append(Finding("Has it the sidecar?", f"no: {_why_not(picture, pod, cache, namespace_labels)}", False))
     if cache is not None:
@@ -97,11 +97,15 @@ def _running(status: Mapping[str, Any]) -> Finding:
     return Finding(question, f"no: {said}{again}", False)
 
 
-def _settings(pod: Json, cache: PrefixCache | None) -> Iterable[Finding]:
+def _settings(picture: Picture, pod: Json, cache: PrefixCache | None) -> Iterable[Finding]:
     if cache is None:
         return
     question = "Has it its cache's settings?"
-    if not has_older_settings(pod, cache):
+    written = picture.settings(cache)
+    if written is None:
+        yield Finding(question, "unknown: those of now are not written yet, or may not be read")
+        return
+    if not has_older_settings(pod, written):
         yield Finding(question, "yes: those of now")
         return
     older = f"no: older ones than PrefixCache {cache.name} gives now"
@@ -135,7 +139,10 @@ def _why_not(picture: Picture, pod: Json, cache: PrefixCache | None, namespace_l
     if cache is None:
         missing = f"there is no PrefixCache {wanted} in namespace {namespace}: create it, then make the pod anew"
         return skipped or missing
-    obstacle = inject(pod, sidecar_terms(cache, OperatorSettings()))
+    terms = CacheSeen(cache, picture.config_map(cache)).terms(OperatorSettings())
+    if isinstance(terms, str):
+        return terms
+    obstacle = inject(pod, terms)
     if isinstance(obstacle, Unchanged):
         return obstacle.reason
     if skipped:

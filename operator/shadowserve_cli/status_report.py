@@ -12,7 +12,6 @@ from shadowserve_crds.inferencepool import InferencePool
 from shadowserve_crds.placement import PlaceName
 from shadowserve_crds.prefixcache import PrefixCache
 from shadowserve_operator.desired.assignment import Assignment, assign, place_of
-from shadowserve_operator.desired.config import config_digest
 from shadowserve_operator.desired.left_out import why_left_out
 from shadowserve_operator.desired.pairing import resolve
 from shadowserve_operator.kinds import Json
@@ -251,13 +250,15 @@ def _outdated(picture: Picture) -> Iterable[Trouble]:
     for cache in picture.caches:
         for pod in picture.pods_of(cache.namespace, names.CACHE_LABEL, cache.name):
             metadata = pod["metadata"]
-            if names.POOL_LABEL not in metadata["labels"] and has_older_settings(pod, cache):
+            if names.POOL_LABEL not in metadata["labels"] and has_older_settings(pod, picture.settings(cache)):
                 about = f"pod {metadata['namespace']}/{metadata['name']}"
                 problem = f"runs with older settings than PrefixCache {cache.name} gives now"
                 yield Trouble(about, problem, f"kubectl -n {metadata['namespace']} delete pod {metadata['name']}")
 
 
-def has_older_settings(pod: Json, cache: PrefixCache) -> bool:
-    """Return whether an injected pod was made with other settings than its cache gives now."""
+def has_older_settings(pod: Json, written: str | None) -> bool:
+    """Return whether an injected pod was made with other settings than are `written` now, None = that is not known."""
     annotations = pod["metadata"].get("annotations") or {}
-    return names.INJECTED_ANNOTATION in annotations and annotations.get(names.CONFIG_ANNOTATION) != config_digest(cache)
+    if written is None or names.INJECTED_ANNOTATION not in annotations:
+        return False
+    return bool(annotations.get(names.CONFIG_ANNOTATION) != written)

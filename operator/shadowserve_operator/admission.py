@@ -16,8 +16,10 @@ from shadowserve_crds.base import InvalidResource
 from shadowserve_crds.prefixcache import PrefixCache
 from shadowserve_operator.admission_server import AdmissionWebhook, FindCache, ServingFiles, served
 from shadowserve_operator.cluster import ApiCluster, Cluster
+from shadowserve_operator.desired.admission import CacheSeen
+from shadowserve_operator.desired.config import config_map_name
 from shadowserve_operator.errors import OperatorError, Refused, SettingsError
-from shadowserve_operator.kinds import PREFIX_CACHE, Ref
+from shadowserve_operator.kinds import CONFIG_MAP, PREFIX_CACHE, Ref
 from shadowserve_operator.metrics import InjectionMetrics
 from shadowserve_operator.settings import OperatorSettings
 
@@ -27,14 +29,15 @@ application = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def finder(cluster: Cluster) -> FindCache:
     """Return what looks a PrefixCache up."""
 
-    async def find(namespace: str, name: str) -> PrefixCache | None:
+    async def find(namespace: str, name: str) -> CacheSeen | None:
         body = await cluster.get(Ref(PREFIX_CACHE, namespace, name))
         if body is None:
             return None
         try:
-            return PrefixCache.parse(body)
+            cache = PrefixCache.parse(body)
         except InvalidResource as invalid:
             raise Refused(str(invalid)) from invalid
+        return CacheSeen(cache, await cluster.get(Ref(CONFIG_MAP, namespace, config_map_name(cache))))
 
     return find
 

@@ -14,14 +14,12 @@ from pathlib import Path
 
 from aiohttp import web
 
-from shadowserve_crds.prefixcache import PrefixCache
-from shadowserve_operator.desired.admission import BadReview, Verdict, Wish, decide, read_review
-from shadowserve_operator.desired.terms import sidecar_terms
+from shadowserve_operator.desired.admission import BadReview, CacheSeen, Verdict, Wish, decide, read_review
 from shadowserve_operator.errors import OperatorError, SettingsError
 from shadowserve_operator.settings import OperatorSettings
 
-FindCache = Callable[[str, str], Awaitable[PrefixCache | None]]
-"""Finds a PrefixCache by namespace and name. May raise `OperatorError`."""
+FindCache = Callable[[str, str], Awaitable[CacheSeen | None]]
+"""Finds a PrefixCache and its settings by namespace and name. May raise `OperatorError`."""
 Count = Callable[[str], None]
 """Counts a review by its result: injected, skipped, untouched, failed."""
 
@@ -76,12 +74,12 @@ class AdmissionWebhook:
             return decide(wish, None)
         try:
             async with asyncio.timeout(_FIND_SECONDS):
-                cache = await self._find(wish.namespace, wish.cache)
+                seen = await self._find(wish.namespace, wish.cache)
         except (OperatorError, TimeoutError) as error:
             return decide(wish, f"PrefixCache {wish.cache} cannot be looked up now ({error or 'no answer in time'})")
-        if cache is None:
+        if seen is None:
             return decide(wish, f"there is no PrefixCache {wish.cache} in namespace {wish.namespace}")
-        return decide(wish, sidecar_terms(cache, self._settings))
+        return decide(wish, seen.terms(self._settings))
 
 
 @asynccontextmanager

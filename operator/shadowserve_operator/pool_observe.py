@@ -9,7 +9,7 @@ from shadowserve_crds.inferencepool import InferencePool
 from shadowserve_crds.prefixcache import PrefixCache
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.desired.attachment import SidecarPod
-from shadowserve_operator.desired.config import config_map_name, is_written
+from shadowserve_operator.desired.config import config_map_name, written_settings
 from shadowserve_operator.desired.engine import pod_selector
 from shadowserve_operator.desired.round_trip import sidecar_address
 from shadowserve_operator.errors import NotServed
@@ -52,7 +52,8 @@ class PoolSnapshot:
     """What is. `cache_error` is why the PrefixCache that the pool names cannot be used, in words.
 
     `missing` are objects that the pool refers to and that do not exist, in words. `gateway`: the kind of pools of the
-    Gateway API inference extension is installed. `configured`: the settings of sidecars are those of the cache's spec.
+    Gateway API inference extension is installed. `settings` is the digest of what sidecars read at their start, None
+    while it is not written for the cache's spec.
     """
 
     children: Mapping[Ref, Json]
@@ -61,7 +62,7 @@ class PoolSnapshot:
     cache_error: str = ""
     missing: tuple[str, ...] = ()
     gateway: bool = False
-    configured: bool = True
+    settings: str | None = ""
 
     @property
     def sidecars(self) -> tuple[SidecarPod, ...]:
@@ -91,7 +92,7 @@ async def observe_pool(cluster: Cluster, pool: InferencePool) -> PoolSnapshot:
         cache_error=error,
         missing=await _missing(cluster, pool),
         gateway=gateway is not None,
-        configured=cache is None or await _configured(cluster, cache),
+        settings=await _settings(cluster, cache) if cache else "",
     )
 
 
@@ -116,8 +117,8 @@ async def _cache(cluster: Cluster, pool: InferencePool) -> tuple[PrefixCache | N
         return None, str(invalid)
 
 
-async def _configured(cluster: Cluster, cache: PrefixCache) -> bool:
-    return is_written(cache, await cluster.get(Ref(CONFIG_MAP, cache.namespace, config_map_name(cache))))
+async def _settings(cluster: Cluster, cache: PrefixCache) -> str | None:
+    return written_settings(cache, await cluster.get(Ref(CONFIG_MAP, cache.namespace, config_map_name(cache))))
 
 
 async def _missing(cluster: Cluster, pool: InferencePool) -> tuple[str, ...]:

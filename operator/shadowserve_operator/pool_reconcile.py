@@ -71,7 +71,7 @@ def desired_pool(pool: InferencePool, snapshot: PoolSnapshot, settings: Operator
     """Return what should exist; None: what is there is left as it is, because something that it needs is missing."""
     if snapshot.cache_error or snapshot.missing or refused_flags(pool) or chunk_mismatch(pool, snapshot):
         return None
-    if not snapshot.configured:
+    if snapshot.settings is None:
         return None
-    terms = sidecar_terms(snapshot.cache, settings) if snapshot.cache else None
+    terms = sidecar_terms(snapshot.cache, settings, snapshot.settings) if snapshot.cache else None
     return engine_objects(pool, terms, snapshot.gateway)

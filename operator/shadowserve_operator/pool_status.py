@@ -8,6 +8,7 @@ from shadowserve_crds.inferencepool import InferencePool, InferencePoolCondition
 from shadowserve_crds.placement import PlaceName
 from shadowserve_operator.desired.assignment import place_of
 from shadowserve_operator.desired.attachment import SidecarSays, attachment_trouble
+from shadowserve_operator.desired.config import unwritten
 from shadowserve_operator.desired.engine import pod_selector, refused_flags, wants_gateway_pool
 from shadowserve_operator.desired.generation import cache_generation
 from shadowserve_operator.desired.wording import first_few
@@ -72,8 +73,8 @@ def _engines_ready(pool: InferencePool, snapshot: PoolSnapshot, facts: PoolFacts
         return condition(kind, False, Reason.FAILED, f"spec.engine.args sets {', '.join(flags)}: use {fields}")
     if facts.obstacles:
         return condition(kind, False, Reason.ERROR, "; ".join(facts.obstacles))
-    if snapshot.deployment is None and not snapshot.configured and snapshot.cache is not None:
-        return condition(kind, False, Reason.PENDING, f"waits for the settings of PrefixCache {snapshot.cache.name}")
+    if snapshot.deployment is None and snapshot.settings is None and snapshot.cache is not None:
+        return condition(kind, False, Reason.PENDING, unwritten(snapshot.cache))
     if ready >= wanted:
         lacking = wants_gateway_pool(pool) and not snapshot.gateway
         note = "; no gateway has a pool of them: the CRDs of the Gateway API inference extension are not installed"

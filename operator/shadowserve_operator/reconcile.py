@@ -18,8 +18,8 @@ from shadowserve_operator.bindings import forget_bindings, pairings_of, tell_bin
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.desired.assignment import Assignment, assign
 from shadowserve_operator.desired.certificates import Certificate, expired
-from shadowserve_operator.desired.config import admin_secret_name, config_map, secret_name
-from shadowserve_operator.desired.dataplane import dataplane_objects
+from shadowserve_operator.desired.config import Login, admin_secret_name, config_map, config_map_name, secret_name
+from shadowserve_operator.desired.dataplane import data_plane_workload, dataplane_objects
 from shadowserve_operator.desired.left_out import left_out
 from shadowserve_operator.desired.pairing import Pairing, binding_manifests, resolve
 from shadowserve_operator.desired.round_trip import Plane, change_of, host_planes
@@ -27,7 +27,7 @@ from shadowserve_operator.desired.secrets import SecretValues, secret_manifests
 from shadowserve_operator.desired.store import store_objects
 from shadowserve_operator.external import External
 from shadowserve_operator.identities import Identities
-from shadowserve_operator.kinds import POD, PREFIX_CACHE, SECRET, Json, Ref, ref_of
+from shadowserve_operator.kinds import CONFIG_MAP, DAEMON_SET, POD, PREFIX_CACHE, SECRET, Json, Ref, ref_of
 from shadowserve_operator.network import Network, PodNetwork
 from shadowserve_operator.observe import Snapshot, observe, with_namesakes
 from shadowserve_operator.pki import fresh_values
@@ -65,12 +65,16 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """What should be, and what was found out on the way."""
+    """What should be, and what was found out on the way.
+
+    `held` are left as they are for now: who starts by them reads Secrets that are not there yet, or not written yet.
+    """
 
     manifests: list[Json] = field(default_factory=list)
     certificates: Mapping[str, Certificate | None] = field(default_factory=dict)
     expired: tuple[str, ...] = ()
     missing_secrets: tuple[str, ...] = ()
+    held: frozenset[Ref] = frozenset()
 
 
 async def reconcile_prefixcache(
@@ -97,8 +101,10 @@ async def reconcile_prefixcache(
     seen = await shards.bring(network, 0.0)
     desired = desired_objects(cache, snapshot, settings, now, seen.plan.servers)
     pairings = pairings_of(snapshot)
-    wanted = [*desired.manifests, *binding_manifests(pairings.values(), snapshot.bindings)]
-    known = {**snapshot.children, **{ref_of(binding): binding for binding in snapshot.binding_bodies}}
+    manifests = [*desired.manifests, *binding_manifests(pairings.values(), snapshot.bindings)]
+    wanted = [manifest for manifest in manifests if ref_of(manifest) not in desired.held]
+    bodies = [*snapshot.children.values(), *snapshot.binding_bodies]
+    known = {ref: body for body in bodies if (ref := ref_of(body)) not in desired.held}
     plan = plan_changes(wanted, (await with_namesakes(cluster, known, wanted)).values())
     if plan.writes:
         _log.info("PrefixCache %s/%s: %s", namespace, name, "; ".join(plan.sentences()))
@@ -154,18 +160,32 @@ def desired_objects(
     """
     stored = _data(snapshot, secret_name(cache)) | _data(snapshot, admin_secret_name(cache))
     values = SecretValues.read(stored, fresh_values())
-    login = External.of(cache, snapshot)
-    values, more = (login.into(values), login.files) if login else (values, {})
-    username = login.username if login else None
+    external = External.of(cache, snapshot)
+    values, more = (external.into(values), external.files) if external else (values, {})
+    missing = external.missing if external else ()
+    login = Login(external.username if external else None, values.sidecar_password, values.salt)
     identities, made = _identities(cache, snapshot, now)
     manifests = [
         *secret_manifests(cache, values, more),
         *made,
-        config_map(cache, username),
+        config_map(cache, login),
     ]
     manifests += store_objects(cache, settings, servers)
-    manifests += dataplane_objects(cache, settings, username)
-    return Desired(manifests, identities.existing, expired(identities.existing, now), login.missing if login else ())
+    manifests += dataplane_objects(cache, settings, login)
+    held = frozenset() if values.are_in(stored) and not missing else _built_on_secrets(cache, snapshot)
+    return Desired(manifests, identities.existing, expired(identities.existing, now), missing, held)
+
+
+def _built_on_secrets(cache: PrefixCache, snapshot: Snapshot) -> frozenset[Ref]:
+    """Return what follows once the Secrets are there: what starts those pods anew that read them only then.
+
+    The store's users' list waits, too, but a store's first start does not wait for it.
+    """
+    space, users = cache.namespace, admin_secret_name(cache)
+    found = {Ref(CONFIG_MAP, space, config_map_name(cache)), Ref(DAEMON_SET, space, data_plane_workload(cache))}
+    if snapshot.child("Secret", users):
+        found.add(Ref(SECRET, space, users))
+    return frozenset(found)
 
 
 def _identities(cache: PrefixCache, snapshot: Snapshot, now: datetime) -> tuple[Identities, list[Json]]:
@@ -187,7 +207,7 @@ def _facts(
     (pairing, assignments), (plan, outcome) = found, done
     return Facts(
         store=snapshot.child("StatefulSet", store_name(cache)),
-        data_plane=snapshot.child("DaemonSet", f"{cache.name}-data-plane"),
+        data_plane=snapshot.child("DaemonSet", data_plane_workload(cache)),
         pairing=pairing,
         planes=snapshot.planes or {},
         assignments=assignments,

@@ -19,7 +19,7 @@ from shadowserve_crds.prefixcache import (
 from shadowserve_crds.store import StoreType
 from shadowserve_operator.desired.assignment import Assignment, DataPlane
 from shadowserve_operator.desired.certificates import Certificate
-from shadowserve_operator.desired.config import sidecar_config, store_service_name
+from shadowserve_operator.desired.config import SECRET_NOT_FOUND, sidecar_config, store_service_name
 from shadowserve_operator.desired.external_store import EndpointSeen, external_condition
 from shadowserve_operator.desired.issued import Issued, issued_condition
 from shadowserve_operator.desired.left_out import LeftOut, injected_condition
@@ -127,7 +127,7 @@ def _store_ready(cache: PrefixCache, facts: Facts) -> Condition:
     kind = PrefixCacheCondition.STORE_READY
     if facts.missing_secrets:
         message = f"Secret {', '.join(facts.missing_secrets)} does not exist in {cache.namespace}: create it"
-        return condition(kind, False, "SecretNotFound", message)
+        return condition(kind, False, SECRET_NOT_FOUND, message)
     if cache.spec.store.type is StoreType.EXTERNAL:
         return external_condition(cache, facts.endpoints)
     stuck = _obstacles(facts, *_OF_STORE)

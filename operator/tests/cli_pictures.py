@@ -7,7 +7,7 @@ from shadowserve_cli.picture import Picture
 from shadowserve_crds import names
 from shadowserve_crds.inferencepool import InferencePool
 from shadowserve_crds.prefixcache import PrefixCache
-from shadowserve_operator.desired.config import config_digest
+from shadowserve_operator.desired.config import config_map
 from shadowserve_operator.desired.pairing import Node
 from shadowserve_operator.kinds import Json
 from shadowserve_operator.webhook_identity import HOOK
@@ -26,6 +26,11 @@ def cache(*conditions: Json, **spec: Any) -> PrefixCache:
     return PrefixCache.parse({"metadata": metadata, "spec": spec, "status": status})
 
 
+def settings(**spec: Any) -> str:
+    """Return the digest of the settings that a cache gives."""
+    return str(config_map(cache(**spec))["metadata"]["annotations"][names.CONFIG_ANNOTATION])
+
+
 def pool(*conditions: Json, **spec: Any) -> InferencePool:
     source = {"type": "HuggingFace", "huggingFace": {"repository": "a/b"}}
     metadata = {"name": "chat", "namespace": "default", "generation": 1, "uid": "2"}
@@ -35,7 +40,7 @@ def pool(*conditions: Json, **spec: Any) -> InferencePool:
 
 
 def pod(name: str, told: str | None = None, injected: bool = True, **more: Any) -> Json:
-    made = {names.INJECTED_ANNOTATION: "0.1.0", names.CONFIG_ANNOTATION: config_digest(cache())}
+    made = {names.INJECTED_ANNOTATION: "0.1.0", names.CONFIG_ANNOTATION: settings()}
     annotations = made if injected else {}
     annotations |= {} if told is None else {names.DATA_PLANE_ANNOTATION: told}
     labels = {names.CACHE_LABEL: "kv"}
@@ -71,4 +76,5 @@ def hook(**changes: Any) -> Json:
 
 def picture(**changes: Any) -> Picture:
     found: dict[str, Any] = {"caches": (cache(),), "nodes": nodes(), "lease": lease(), "hook": hook(), **changes}
+    found.setdefault("config_maps", tuple(config_map(each) for each in found["caches"]))
     return Picture(**found)

@@ -9,9 +9,10 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from shadowserve_crds import names
-from shadowserve_crds.prefixcache import PrefixCache
+from shadowserve_crds.prefixcache import PrefixCache, PrefixCacheStatus
 from shadowserve_operator.admission_server import AdmissionWebhook, ServingFiles, served
-from shadowserve_operator.desired.admission import BadReview, Verdict, decide, read_review
+from shadowserve_operator.desired.admission import BadReview, CacheSeen, Verdict, decide, read_review
+from shadowserve_operator.desired.config import config_map
 from shadowserve_operator.desired.sidecar import inject
 from shadowserve_operator.desired.terms import sidecar_terms
 from shadowserve_operator.errors import ApiUnavailable, SettingsError
@@ -112,11 +113,11 @@ class Caches:
     """The caches there are, and the answers that were counted; `find` does what `lookup` says."""
 
     def __init__(self) -> None:
-        self.known = {("llm", "shared"): cache()}
+        self.known = {("llm", "shared"): CacheSeen(cache())}
         self.error: Exception | None = None
         self.counted: list[str] = []
 
-    async def find(self, namespace: str, name: str) -> PrefixCache | None:
+    async def find(self, namespace: str, name: str) -> CacheSeen | None:
         if self.error is not None:
             raise self.error
         return self.known.get((namespace, name))
@@ -137,6 +138,29 @@ async def test_the_webhook_injects_by_the_cache_of_the_pods_namespace(caches: Ca
     status, body = await answered(caches, review({names.CACHE_LABEL: "shared"}))
     assert (status, body["response"]["patchType"]) == (200, "JSONPatch")
     assert caches.counted == ["injected"]
+
+
+async def test_a_pod_is_stamped_with_the_settings_that_are_written(caches: Caches) -> None:
+    written = config_map(cache())
+    written["metadata"]["annotations"][names.CONFIG_ANNOTATION] = "as another version computes it"
+    caches.known["llm", "shared"] = CacheSeen(cache(), written)
+    asked = review({names.CACHE_LABEL: "shared"})
+    pod = patched(asked, Verdict((await answered(caches, asked))[1]))
+    assert pod["metadata"]["annotations"][names.CONFIG_ANNOTATION] == "as another version computes it"
+
+
+async def test_no_pod_waits_for_a_secret_that_somebody_has_yet_to_make(caches: Caches) -> None:
+    said = {"type": "StoreReady", "status": "False", "reason": "SecretNotFound", "message": "Secret a: create it"}
+    known = cache()
+    lacking = known.model_copy(update={"status": PrefixCacheStatus.model_validate({"conditions": [said]})})
+    asked = review({names.CACHE_LABEL: "shared"})
+    caches.known["llm", "shared"] = CacheSeen(lacking, config_map(known))
+    await answered(caches, asked)
+    caches.known["llm", "shared"] = CacheSeen(lacking)
+    pod = patched(asked, Verdict((await answered(caches, asked))[1]))
+    told = "PrefixCache shared has no settings yet: Secret a: create it, then make the pod anew"
+    assert pod["metadata"]["annotations"][names.SKIPPED_ANNOTATION] == told
+    assert caches.counted == ["injected", "skipped"], "what is written counts for as long as it is there"
 
 
 _REFUSED = (ApiUnavailable("refused"), "cannot be looked up now (refused)")

@@ -3,12 +3,24 @@
 from typing import Any
 
 import pytest
+from cache_on_a_cluster import reconcile as keep_cache
 from fakes import FakeCluster
-from test_operator_inferencepool import ENGINES, a_cluster, conditions, put_cache, reconcile, until_quiet
+from test_operator_inferencepool import (
+    ENGINES,
+    a_cluster,
+    cache,
+    conditions,
+    message,
+    put_cache,
+    reconcile,
+    until_quiet,
+)
+from test_operator_prefixcache_store import login
 
+from shadowserve_crds import names
 from shadowserve_crds.prefixcache import PrefixCache
-from shadowserve_operator.desired.config import config_map, is_written
-from shadowserve_operator.kinds import CONFIG_MAP, PREFIX_CACHE, Json, Ref
+from shadowserve_operator.desired.config import Login, config_map, written_settings
+from shadowserve_operator.kinds import CONFIG_MAP, PREFIX_CACHE, SECRET, Json, Ref
 
 KV, SETTINGS = Ref(PREFIX_CACHE, "default", "kv"), Ref(CONFIG_MAP, "default", "kv-config")
 _LIMITS = {"lookupDeadline": "20ms", "fetchDeadline": "5s", "maxInFlightChunks": 64}
@@ -71,17 +83,27 @@ async def test_what_is_none_of_the_sidecars_or_is_told_to_running_ones_restarts_
     assert template(cluster) == before
 
 
-@pytest.mark.parametrize("change", [{"credentialsSecretRef": {"name": "b"}}, {"tls": {"caSecretRef": {"name": "ca"}}}])
-async def test_another_secret_of_an_external_store_rolls_the_pods(change: Json) -> None:
-    def external(**changes: Any) -> Json:
-        store = {"endpoints": ["valkey:6379"], "credentialsSecretRef": {"name": "a"}, "tls": {}, **changes}
-        return {"type": "External", "external": store}
+EXTERNAL: Json = {"endpoints": ["valkey:6379"], "credentialsSecretRef": {"name": "login"}}
 
+
+@pytest.mark.parametrize("login", [Login("me", "new", b"key"), Login("you", "old", b"key")], ids=["password", "user"])
+async def test_a_login_that_was_rotated_rolls_the_pods(login: Login) -> None:
     cluster = a_cluster()
-    put_cache(cluster, store=external())
+    put_cache(cluster, Login("me", "old", b"key"), store={"type": "External", "external": EXTERNAL})
     await until_quiet(cluster)
     before = template(cluster)
-    put_cache(cluster, generation=2, store=external(**change))
+    put_cache(cluster, login, store={"type": "External", "external": EXTERNAL})
+    await until_quiet(cluster)
+    assert template(cluster) != before
+
+
+async def test_another_authority_of_an_external_store_rolls_the_pods() -> None:
+    cluster = a_cluster()
+    put_cache(cluster, store={"type": "External", "external": {**EXTERNAL, "tls": {}}})
+    await until_quiet(cluster)
+    before = template(cluster)
+    external = {**EXTERNAL, "tls": {"caSecretRef": {"name": "ca"}}}
+    put_cache(cluster, generation=2, store={"type": "External", "external": external})
     await until_quiet(cluster)
     assert template(cluster) != before
 
@@ -112,14 +134,48 @@ async def test_a_new_pool_waits_for_the_settings_and_says_so() -> None:
     assert ENGINES in cluster.objects
 
 
+async def test_a_pool_starts_once_the_secret_of_its_external_store_is_there_and_rolls_when_it_is_rotated() -> None:
+    cluster = a_cluster(replicas=0)
+    cluster.remove(SETTINGS)
+    cluster.put(cache(store={"type": "External", "external": EXTERNAL}))
+
+    async def settle() -> None:
+        for _ in range(4):
+            await keep_cache(cluster)
+            await until_quiet(cluster)
+
+    await settle()
+    assert ENGINES not in cluster.objects, "engines would load a model, and find no store"
+    assert "Secret login with the key password does not exist in default" in message(cluster, "EnginesReady")
+    cluster.put(login("old"))
+    await settle()
+    before = template(cluster)
+    cluster.put(login("new"))
+    await settle()
+    assert template(cluster) != before
+    cluster.remove(Ref(SECRET, "default", "login"))
+    await settle()
+    assert ENGINES in cluster.objects
+
+
 def test_settings_of_another_cache_of_the_name_do_not_count() -> None:
-    def cache(uid: str, generation: int) -> PrefixCache:
+    def of(uid: str, generation: int) -> PrefixCache:
         metadata = {"name": "kv", "namespace": "llm", "uid": uid, "generation": generation}
         return PrefixCache.parse({"metadata": metadata})
 
-    mine = cache("1", 3)
-    assert is_written(mine, config_map(mine))
-    assert is_written(mine, config_map(cache("1", 4))), "a pool may have read an older spec"
-    assert not is_written(mine, config_map(cache("1", 2)))
-    assert not is_written(mine, config_map(cache("2", 3)))
-    assert not is_written(mine, None)
+    mine = of("1", 3)
+    settings = config_map(mine)["metadata"]["annotations"][names.CONFIG_ANNOTATION]
+    assert written_settings(mine, config_map(mine)) == settings
+    assert written_settings(mine, config_map(of("1", 4))) == settings, "a pool may have read an older spec"
+    assert written_settings(mine, config_map(of("1", 2))) is None
+    assert written_settings(mine, config_map(of("2", 3))) is None
+    assert written_settings(mine, None) is None
+
+
+def test_nobody_can_guess_a_password_by_what_anybody_may_read() -> None:
+    metadata = {"name": "kv", "namespace": "llm", "uid": "1", "generation": 1}
+    subject = PrefixCache.parse({"metadata": metadata, "spec": {"store": {"type": "External", "external": EXTERNAL}}})
+    told = [config_map(subject, Login("me", "1234", key)) for key in (b"of one cache", b"of another")]
+    digests = {written_settings(subject, each) for each in told}
+    assert len(digests) == 2, "whoever tries passwords needs the key, which lies beside the password"
+    assert all("1234" not in str(each) for each in told)

@@ -9,7 +9,7 @@ from fakes import FakeCluster, Killed
 from shadowserve_crds import names
 from shadowserve_crds.inferencepool import InferencePoolStatus
 from shadowserve_crds.prefixcache import PrefixCache
-from shadowserve_operator.desired.config import config_map
+from shadowserve_operator.desired.config import Login, config_map
 from shadowserve_operator.kinds import (
     DEPLOYMENT,
     DISRUPTION_BUDGET,
@@ -56,11 +56,11 @@ def a_cluster(**changes: Any) -> FakeCluster:
     return cluster
 
 
-def put_cache(cluster: FakeCluster, generation: int = 1, **spec: Any) -> None:
+def put_cache(cluster: FakeCluster, login: Login = Login(), generation: int = 1, **spec: Any) -> None:
     """Put a PrefixCache there, or edit it, and the settings of its sidecars, as its own reconcile does."""
     body = cache(**spec)
     live = cluster.put({**body, "metadata": {**body["metadata"], "generation": generation}})
-    cluster.put(config_map(PrefixCache.parse(live)))
+    cluster.put(config_map(PrefixCache.parse(live), login))
 
 
 def pod(name: str, told: str | None = None, injected: bool = True, **status: Any) -> Json:

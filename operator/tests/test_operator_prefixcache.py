@@ -1,6 +1,7 @@
 """A PrefixCache from creation to deletion on a cluster in memory, faults included."""
 
 import json
+import re
 from base64 import b64decode
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -32,6 +33,7 @@ from shadowserve_dataplane.sidecar.settings import parse_config
 from shadowserve_operator.desired.round_trip import Word
 from shadowserve_operator.kinds import (
     CONFIG_MAP,
+    DAEMON_SET,
     DPU_BINDING,
     NODE,
     SECRET,
@@ -69,7 +71,7 @@ async def test_a_cache_becomes_ready_and_then_nothing_is_written() -> None:
 
 async def test_the_sidecar_takes_the_configuration() -> None:
     cluster = a_cluster()
-    await reconcile(cluster)
+    await until_quiet(cluster)
     text = cluster.objects[Ref(CONFIG_MAP, "default", "kv-config")]["data"]["config.json"]
     config = parse_config(text)
     assert config.store.endpoints == ["kv-store.default.svc:6379"]
@@ -296,6 +298,8 @@ def _shape(cluster: FakeCluster) -> dict[str, Any]:
         content = {key: value for key, value in body.items() if key != "metadata"}
         if ref.kind == SECRET:
             content["data"] = sorted(content["data"])
+        if ref.kind == DAEMON_SET:
+            content = json.loads(re.sub(rf'("{names.LOGIN_ANNOTATION}": )"[0-9a-f]+"', r'\1""', json.dumps(content)))
         shape[f"{ref.kind.name}/{ref.name}"] = (content, body["metadata"].get("labels"))
     return shape
 

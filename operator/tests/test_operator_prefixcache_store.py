@@ -1,16 +1,18 @@
 """The store of a PrefixCache on a cluster in memory: shards that come and go, stores of somebody else."""
 
-from base64 import b64decode
+from base64 import b64decode, b64encode
 
 import pytest
 from cache_on_a_cluster import CACHE, a_cluster, become_ready, cache, conditions, message, server, until_quiet
 from fakes import FakeCluster, FakeNetwork
 
+from shadowserve_crds import names
 from shadowserve_dataplane.sidecar.settings import parse_config
 from shadowserve_operator.desired.external_store import Finding
 from shadowserve_operator.desired.sharding import ShardPlan, StoreSeen
 from shadowserve_operator.kinds import (
     CONFIG_MAP,
+    DAEMON_SET,
     NODE,
     SECRET,
     STATEFUL_SET,
@@ -87,21 +89,90 @@ async def test_without_cards_the_host_serves() -> None:
     assert conditions(cluster)["DataPlaneReady"] == ("True", "NoDpuNodeMatches")
 
 
-async def test_a_missing_secret_of_an_external_store_is_named_and_heals() -> None:
+EXTERNAL = {"endpoints": ["127.0.0.1:1"], "topology": "Standalone", "credentialsSecretRef": {"name": "login"}}
+LOGIN, PASSWORDS = Ref(SECRET, "default", "login"), Ref(SECRET, "default", "kv-secrets")
+CONFIG, PLANES = Ref(CONFIG_MAP, "default", "kv-config"), Ref(DAEMON_SET, "default", "kv-data-plane")
+
+
+def login(password: str = "a/@b", **more: Json) -> Json:
+    """Return the Secret of somebody else's store."""
+    data = {key: b64encode(value.encode()).decode() for key, value in {"username": "me", "password": password}.items()}
+    metadata = {"name": "login", "namespace": "default", **more}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": data}
+
+
+def an_external() -> FakeCluster:
     cluster = a_cluster()
-    external = {"endpoints": ["127.0.0.1:1"], "topology": "Standalone", "credentialsSecretRef": {"name": "login"}}
-    cluster.put(cache(store={"type": "External", "external": external}))
+    cluster.put(cache(store={"type": "External", "external": EXTERNAL}))
+    return cluster
+
+
+def started_with(cluster: FakeCluster) -> tuple[str, Json]:
+    """Return what sidecars and data planes are started with."""
+    settings = cluster.objects[CONFIG]["metadata"]["annotations"][names.CONFIG_ANNOTATION]
+    return settings, cluster.objects[PLANES]["spec"]["template"]
+
+
+async def test_a_missing_secret_of_an_external_store_is_named_and_heals() -> None:
+    cluster = an_external()
     await until_quiet(cluster)
     assert conditions(cluster)["StoreReady"] == ("False", "SecretNotFound")
     assert "login" in message(cluster, "StoreReady")
-    login = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "login", "namespace": "default"}}
-    cluster.put(login | {"data": {"username": "bWU=", "password": "YS9AYg=="}})
+    assert not {CONFIG, PLANES} & set(cluster.objects), "nobody starts who could not log in"
+    cluster.put(login())
     await until_quiet(cluster)
     assert conditions(cluster)["StoreReady"] == ("True", "Succeeded")
-    shared = cluster.objects[Ref(SECRET, "default", "kv-secrets")]["data"]
+    shared = cluster.objects[PASSWORDS]["data"]
     assert (shared["store-password"], b64decode(shared["store-password-quoted"])) == ("YS9AYg==", b"a%2F%40b")
-    config = cluster.objects[Ref(CONFIG_MAP, "default", "kv-config")]["data"]["config.json"]
-    assert parse_config(config).store.username == "me"
+    assert parse_config(cluster.objects[CONFIG]["data"]["config.json"]).store.username == "me"
+    [variable] = [each for each in _environment(cluster) if each["name"] == "SHADOWSERVE_STORE"]
+    assert variable["value"].startswith("valkey://me:")
+
+
+def _environment(cluster: FakeCluster) -> list[Json]:
+    return list(cluster.objects[PLANES]["spec"]["template"]["spec"]["containers"][0]["env"])
+
+
+async def test_a_login_that_was_rotated_starts_whoever_uses_it_anew_once() -> None:
+    cluster = an_external()
+    cluster.put(login())
+    await until_quiet(cluster)
+    before = started_with(cluster)
+    cluster.put(login(annotations={"looked": "at"}))
+    await until_quiet(cluster)
+    assert started_with(cluster) == before, "it is the same login"
+    cluster.put(login("another"))
+    await until_quiet(cluster)
+    after = started_with(cluster)
+    assert (after[0] == before[0], after[1] == before[1]) == (False, False)
+    assert cluster.objects[PASSWORDS]["data"]["store-password"] == b64encode(b"another").decode()
+
+
+async def test_who_runs_keeps_the_login_while_its_secret_is_away() -> None:
+    cluster = an_external()
+    cluster.put(login())
+    await until_quiet(cluster)
+    before = started_with(cluster)
+    cluster.remove(LOGIN)
+    await until_quiet(cluster)
+    assert conditions(cluster)["StoreReady"] == ("False", "SecretNotFound")
+    assert started_with(cluster) == before
+    cluster.put(login())
+    await until_quiet(cluster)
+    assert started_with(cluster) == before
+
+
+async def test_settings_are_not_written_before_the_secret_that_belongs_to_them() -> None:
+    cluster = a_cluster()
+    theirs = login()
+    theirs["metadata"]["name"] = PASSWORDS.name
+    cluster.put(theirs)
+    await until_quiet(cluster)
+    assert not {CONFIG, PLANES} & set(cluster.objects)
+    assert "Secret kv-secrets" in message(cluster, "CertificatesReady")
+    cluster.remove(PASSWORDS)
+    await until_quiet(cluster)
+    assert {CONFIG, PLANES} <= set(cluster.objects)
 
 
 @pytest.mark.parametrize(

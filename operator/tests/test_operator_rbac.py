@@ -75,8 +75,8 @@ def test_in_its_own_namespace_the_operator_has_its_lease_and_the_webhooks_certif
     }
 
 
-def test_the_webhook_reads_caches_and_nothing_else() -> None:
-    assert rights("Role", "shadowserve-webhook") == {"prefixcaches": "get"}
+def test_the_webhook_reads_caches_and_their_settings_and_nothing_else() -> None:
+    assert rights("Role", "shadowserve-webhook") == {"prefixcaches": "get", "configmaps": "get"}
 
 
 @pytest.mark.parametrize("binding", [each for each in OBJECTS if each["kind"].endswith("RoleBinding")], ids=str)

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from shadowserve_crds import names
+from shadowserve_crds.prefixcache import PrefixCache
+from shadowserve_operator.desired.config import missing_secrets, written_settings
 from shadowserve_operator.desired.scope import owner_scope
 from shadowserve_operator.desired.sidecar import Injected, SidecarTerms, inject
+from shadowserve_operator.desired.terms import sidecar_terms
 from shadowserve_operator.kinds import Json
+from shadowserve_operator.settings import OperatorSettings
 
 _MAX_REASON = 500
 
@@ -29,6 +33,25 @@ class Wish:
     namespace: str
     cache: str | None
     pod: Json
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSeen:
+    """A PrefixCache, and its ConfigMap with config.json, None while there is none."""
+
+    cache: PrefixCache
+    config_map: Json | None = None
+
+    def terms(self, settings: OperatorSettings) -> SidecarTerms | str:
+        """Return what it gives its pods, or why nothing.
+
+        Pods of a cache that was just made or edited are injected: the kubelet waits for a ConfigMap that is not there.
+        Only for a Secret that a person has yet to make no pod waits.
+        """
+        written = written_settings(self.cache, self.config_map)
+        if written is None and (missing := missing_secrets(self.cache)):
+            return f"PrefixCache {self.cache.name} has no settings yet: {missing}, then make the pod anew"
+        return sidecar_terms(self.cache, settings, written or "")
 
 
 @dataclass(frozen=True, slots=True)

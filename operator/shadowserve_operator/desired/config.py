@@ -1,22 +1,47 @@
 """config.json of the sidecars of one PrefixCache, as `shadowserve_dataplane.sidecar.settings` reads it.
 
-Sidecars read it once, when they start. What a running one has to follow travels by the pod's annotation: which card it
-uses, if any. So whether cards may be used is not in here, and a change of that is none of config.json.
+Sidecars read it once, when they start, and so they do the store's password. What a running one has to follow travels by
+the pod's annotation: which card it uses, if any. So whether cards may be used is not in here, and a change of that is
+none of config.json.
 """
 
+import hashlib
+import hmac
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from shadowserve_crds import names
 from shadowserve_crds.placement import PlaceName
-from shadowserve_crds.prefixcache import Isolation, PrefixCache, Transport
+from shadowserve_crds.prefixcache import Isolation, PrefixCache, PrefixCacheCondition, Transport
 from shadowserve_crds.store import StoreTopology, StoreType
-from shadowserve_operator.desired.labels import digest, labels_of, owner_reference, rendered
+from shadowserve_operator.desired.labels import labels_of, owner_reference, rendered
 from shadowserve_operator.kinds import Json
 
 STAGING_BYTES = 128 << 20
 STORE, DATA_PLANE, SIDECAR, CONFIG = "store", "data-plane", "sidecar", "config"
 """Components, as in labels and names."""
+SECRET_NOT_FOUND = "SecretNotFound"
+"""Why a store is not ready whose Secrets are still to be made."""
+_DIGEST_DIGITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """How sidecars and data planes log in to the store; `username` is that of an external store, if it has users.
+
+    `key` is a secret that lies beside the password: digests that anybody may read are keyed by it, so that nobody can
+    guess a password by them.
+    """
+
+    username: str | None = None
+    password: str = ""
+    key: bytes = b""
+
+    def digest(self, *more: object) -> str:
+        """Return sixteen hex digits that change with user name, password and whatever else is given."""
+        text = json.dumps([self.username, self.password, *more], sort_keys=True, separators=(",", ":"))
+        return hmac.new(self.key, text.encode(), hashlib.sha256).hexdigest()[:_DIGEST_DIGITS]
 
 
 def config_map_name(cache: PrefixCache) -> str:
@@ -49,38 +74,56 @@ def data_plane_name(cache: PrefixCache) -> str:
     return f"{cache.name}-data-plane.{cache.namespace}.svc"
 
 
-def config_map(cache: PrefixCache, username: str | None = None) -> Json:
-    """Return the ConfigMap; `username` is that of an external store, if it has users."""
+def config_map(cache: PrefixCache, login: Login = Login()) -> Json:
+    """Return the ConfigMap, annotated with the digest of all that sidecars read at their start."""
+    config = sidecar_config(cache, login.username)
+    settings = login.digest(config)
     metadata = {
         "name": config_map_name(cache),
         "labels": labels_of(cache.name, CONFIG),
-        "annotations": {names.GENERATION_ANNOTATION: str(cache.metadata.generation)},
+        "annotations": {
+            names.GENERATION_ANNOTATION: str(cache.metadata.generation),
+            names.CONFIG_ANNOTATION: settings,
+        },
     }
     body = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": metadata,
-        "data": {"config.json": json.dumps(sidecar_config(cache, username), indent=2, sort_keys=True)},
+        "data": {"config.json": json.dumps(config, indent=2, sort_keys=True)},
     }
     return rendered(cache, body)
 
 
-def is_written(cache: PrefixCache, live: Json | None) -> bool:
-    """Return whether the ConfigMap that is there is this cache's, and not older than its spec."""
+def written_settings(cache: PrefixCache, live: Json | None) -> str | None:
+    """Return the digest of the settings that are written; None while there are none of this cache and of its spec.
+
+    Whoever wants to know calls this and computes nothing: another version would render config.json its own way.
+    """
     if live is None:
-        return False
+        return None
     metadata = live["metadata"]
+    annotations = metadata.get("annotations") or {}
     ours = owner_reference(cache)["uid"] in {owner["uid"] for owner in metadata.get("ownerReferences") or ()}
-    written = (metadata.get("annotations") or {}).get(names.GENERATION_ANNOTATION, "")
-    return ours and written.isdecimal() and int(written) >= cache.metadata.generation
+    written = annotations.get(names.GENERATION_ANNOTATION, "")
+    if ours and written.isdecimal() and int(written) >= cache.metadata.generation:
+        return annotations.get(names.CONFIG_ANNOTATION)
+    return None
 
 
-def config_digest(cache: PrefixCache) -> str:
-    """Return what changes when sidecars have to be started anew, and at no other edit of the cache."""
-    external = cache.spec.store.external
-    authority = external.tls.ca_secret_ref if external and external.tls else None
-    named = [external.credentials_secret_ref, authority] if external else []
-    return digest([sidecar_config(cache), [each.name if each else "" for each in named]])
+def missing_secrets(cache: PrefixCache) -> str:
+    """Return which Secrets the operator misses to write the settings, in its own words; nothing if it misses none."""
+    if cache.status.observed_generation < cache.metadata.generation:
+        return ""
+    store = PrefixCacheCondition.STORE_READY
+    said = [each for each in cache.status.conditions if each.type == store and each.reason == SECRET_NOT_FOUND]
+    return said[0].message if said else ""
+
+
+def unwritten(cache: PrefixCache) -> str:
+    """Return what to tell of a cache whose settings are not written yet."""
+    missing = missing_secrets(cache)
+    return f"waits for the settings of PrefixCache {cache.name}{f': {missing}' if missing else ''}"
 
 
 def sidecar_user() -> str:

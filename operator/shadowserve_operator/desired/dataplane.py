@@ -5,28 +5,36 @@ from urllib.parse import quote
 from shadowserve_crds import names
 from shadowserve_crds.placement import PlaceName, RdmaMode
 from shadowserve_crds.prefixcache import PrefixCache, Transport
-from shadowserve_operator.desired.config import DATA_PLANE, secret_name, store_section, tls_secret_name
+from shadowserve_operator.desired.config import DATA_PLANE, Login, secret_name, store_section, tls_secret_name
 from shadowserve_operator.desired.labels import labels_of, rendered, selector_of
 from shadowserve_operator.desired.pods import UNPRIVILEGED_USER, fixed, restricted
 from shadowserve_operator.kinds import Json
 from shadowserve_operator.settings import OperatorSettings
 
 
-def dataplane_objects(cache: PrefixCache, settings: OperatorSettings, username: str | None = None) -> list[Json]:
-    """Return the DaemonSet; nothing when no card may be used. `username` is that of an external store."""
+def data_plane_workload(cache: PrefixCache) -> str:
+    """Return the name of the DaemonSet."""
+    return f"{cache.name}-data-plane"
+
+
+def dataplane_objects(cache: PrefixCache, settings: OperatorSettings, login: Login = Login()) -> list[Json]:
+    """Return the DaemonSet; nothing when no card may be used. Another `login` is another template: it is read once."""
     if PlaceName.DPU not in cache.spec.placement.order:
         return []
     selector = selector_of(cache.name, DATA_PLANE)
     body = {
         "apiVersion": "apps/v1",
         "kind": "DaemonSet",
-        "metadata": {"name": f"{cache.name}-data-plane", "labels": labels_of(cache.name, DATA_PLANE)},
+        "metadata": {"name": data_plane_workload(cache), "labels": labels_of(cache.name, DATA_PLANE)},
         "spec": {
             "selector": {"matchLabels": selector},
             "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}},
             "template": {
-                "metadata": {"labels": labels_of(cache.name, DATA_PLANE)},
-                "spec": _pod(cache, settings, username),
+                "metadata": {
+                    "labels": labels_of(cache.name, DATA_PLANE),
+                    "annotations": {names.LOGIN_ANNOTATION: login.digest()},
+                },
+                "spec": _pod(cache, settings, login.username),
             },
         },
     }

@@ -36,6 +36,11 @@ class SecretValues:
             salt=b64decode(data["salt"]) if data.get("salt") else fresh.salt,
         )
 
+    def are_in(self, data: Mapping[str, str]) -> bool:
+        """Return whether the Secret that sidecars and data planes mount, `data`, holds these values already."""
+        shared = {"store-password": self.sidecar_password.encode(), "salt": self.salt}
+        return all(data.get(key) == _base64(value) for key, value in shared.items())
+
 
 def secret_manifests(cache: PrefixCache, values: SecretValues, more: Mapping[str, bytes] | None = None) -> list[Json]:
     """Return the Secret that sidecars and data planes mount, and for a managed store the one that only it mounts.

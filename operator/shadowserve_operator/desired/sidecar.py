@@ -36,7 +36,7 @@ class SidecarTerms:
     """What a PrefixCache gives its pods. `memory` is the pipeline's own; the buffers (bytes) come on top.
 
     `config_map` holds config.json, `secret` the store's password and the tenants' salt, `tls_secret` a certificate.
-    `config_digest` stands in the pod, so that a template changes when config.json does.
+    `config_digest` stands in the pod, so that a template changes when what sidecars read at their start does.
     """
 
     version: str

@@ -6,7 +6,6 @@ from shadowserve_crds.quantities import Quantity
 from shadowserve_operator.desired.config import (
     SIDECAR,
     STAGING_BYTES,
-    config_digest,
     config_map_name,
     secret_name,
     tls_secret_name,
@@ -18,8 +17,8 @@ _MESSAGES_ONLY_CPU, _MESSAGES_ONLY_MEMORY = Quantity("200m"), Quantity("256Mi")
 """Enough for a sidecar that never restores by itself: messages, look-ups, and encoding at the lowest priority."""
 
 
-def sidecar_terms(cache: PrefixCache, settings: OperatorSettings) -> SidecarTerms:
-    """Return the terms."""
+def sidecar_terms(cache: PrefixCache, settings: OperatorSettings, written: str = "") -> SidecarTerms:
+    """Return the terms; `written` is the digest of the settings that are written, "" if that does not matter."""
     host = cache.spec.placement.host.resources
     restores = PlaceName.HOST in cache.spec.placement.order
     return SidecarTerms(
@@ -34,5 +33,5 @@ def sidecar_terms(cache: PrefixCache, settings: OperatorSettings) -> SidecarTerm
         landing_bytes=int(cache.spec.placement.landing_buffer),
         staging_bytes=STAGING_BYTES,
         chunk_tokens=cache.spec.codec.chunk_tokens,
-        config_digest=config_digest(cache),
+        config_digest=written,
     )

@@ -33,9 +33,11 @@ def register(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
 
     @kopf.on.event("configmaps", labels={**_OURS, names.COMPONENT_LABEL: CONFIG}, registry=registry)
     async def settings_written(namespace: str | None, name: str, body: Mapping[str, Any], **_: Any) -> None:
-        """Poke when the settings of sidecars were written for another generation of their cache."""
+        """Poke when other settings of sidecars were written, or the same for another generation of their cache."""
         metadata = body["metadata"]
-        seen = (metadata.get("uid"), (metadata.get("annotations") or {}).get(names.GENERATION_ANNOTATION))
+        annotations = metadata.get("annotations") or {}
+        told = [annotations.get(each) for each in (names.GENERATION_ANNOTATION, names.CONFIG_ANNOTATION)]
+        seen = (metadata.get("uid"), *told)
         if runtime.news("ConfigMap", namespace or "", name, seen):
             runtime.pokes.poke(_KIND, namespace or "")
 

@@ -42,7 +42,9 @@ async def _do(cluster: Cluster, step: Step) -> None:
     if step.action is Action.DELETE:
         return
     assert step.manifest is not None
-    if step.action is not Action.CHANGE:
+    if step.action is Action.SCALE:
+        await cluster.overwrite(step.manifest)
+    elif step.action is not Action.CHANGE:
         await cluster.apply(step.manifest)
     elif not await _changed(cluster, step.manifest):
         await cluster.overwrite(step.manifest)

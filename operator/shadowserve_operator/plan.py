@@ -21,6 +21,8 @@ class Action(StrEnum):
     CREATE = "create"
     CHANGE = "change"
     REPLACE = "replace"
+    SCALE = "scale"
+    """Only its replicas are set."""
     DELETE = "delete"
     KEEP = "keep"
     LEAVE = "leave"
@@ -91,6 +93,17 @@ def plan_changes(wanted: Sequence[Json], live: Iterable[Json]) -> Plan:
         if ref not in names_wanted and is_ours(existing[ref]) and not _on_its_way_out(existing[ref])
     ]
     return Plan((*gone, *(_step(manifest, existing.get(ref_of(manifest))) for manifest in wanted)))
+
+
+def scaling(live: Json, replicas: int) -> Step:
+    """Return how a workload gets so many replicas, and stays as it is otherwise."""
+    ref, uid, now = ref_of(live), live["metadata"]["uid"], live["spec"].get("replicas", 1)
+    if now == replicas or _on_its_way_out(live) or not live["metadata"].get("ownerReferences"):
+        return Step(Action.KEEP, ref, "only its replicas may change now", uid=uid)
+    metadata = {key: live["metadata"][key] for key in ("name", "namespace", "labels", "ownerReferences")}
+    body = {"apiVersion": ref.kind.api_version, "kind": ref.kind.name, "metadata": metadata}
+    reason = f".spec.replicas is {now} instead of {replicas}"
+    return Step(Action.SCALE, ref, reason, {**body, "spec": {"replicas": replicas}}, uid)
 
 
 def is_ours(manifest: Mapping[str, Any]) -> bool:

@@ -2,7 +2,8 @@
 
 While the PrefixCache that a pool names does not exist, its engines are left as they are: started without the cache
 they would all be replaced as soon as it comes, and often both are created in the same moment. Likewise after an edit of
-it: pods that started before their settings are written would keep the old ones.
+it: pods that started before their settings are written would keep the old ones. Meanwhile engines that are there can be
+scaled, and what is around them is kept.
 """
 
 import logging
@@ -11,13 +12,13 @@ from shadowserve_crds.base import InvalidResource
 from shadowserve_crds.inferencepool import InferencePool, InferencePoolStatus
 from shadowserve_operator.apply import apply
 from shadowserve_operator.cluster import Cluster
-from shadowserve_operator.desired.engine import EngineObjects, engine_objects, refused_flags
+from shadowserve_operator.desired.engine import EngineObjects, around_engines, engine_objects, refused_flags
 from shadowserve_operator.desired.round_trip import Plane
 from shadowserve_operator.desired.terms import sidecar_terms
-from shadowserve_operator.kinds import INFERENCE_POOL, Ref
+from shadowserve_operator.kinds import INFERENCE_POOL, Ref, ref_of
 from shadowserve_operator.network import Network, PodNetwork
 from shadowserve_operator.observe import with_namesakes
-from shadowserve_operator.plan import Plan, plan_changes
+from shadowserve_operator.plan import Plan, Step, plan_changes, scaling
 from shadowserve_operator.pool_observe import PoolSnapshot, observe_pool
 from shadowserve_operator.pool_status import PoolFacts, chunk_mismatch, next_pool_status
 from shadowserve_operator.reconcile import Clock, Result
@@ -50,10 +51,7 @@ async def reconcile_inferencepool(
         return Result()
     snapshot = await observe_pool(cluster, pool)
     wanted = desired_pool(pool, snapshot, settings)
-    plan = Plan()
-    if wanted is not None:
-        there = await with_namesakes(cluster, snapshot.children, wanted.objects)
-        plan = plan_changes(wanted.objects, there.values())
+    plan = await _plan(cluster, pool, snapshot, wanted) if wanted is not None else Plan()
     if plan.writes:
         _log.info("InferencePool %s/%s: %s", namespace, name, "; ".join(plan.sentences()))
     outcome = await apply(cluster, plan)
@@ -67,11 +65,21 @@ async def reconcile_inferencepool(
     return Result(outcome.writes + told, settled(status) and not outcome.writes, status)
 
 
+async def _plan(cluster: Cluster, pool: InferencePool, snapshot: PoolSnapshot, wanted: EngineObjects) -> Plan:
+    engines, known = snapshot.deployment, dict(snapshot.children)
+    scaled: tuple[Step, ...] = ()
+    if snapshot.settings is None and engines is not None:
+        del known[ref_of(engines)]
+        scaled = (scaling(engines, pool.spec.replicas),)
+    there = await with_namesakes(cluster, known, wanted.objects)
+    return Plan((*plan_changes(wanted.objects, there.values()).steps, *scaled))
+
+
 def desired_pool(pool: InferencePool, snapshot: PoolSnapshot, settings: OperatorSettings) -> EngineObjects | None:
     """Return what should exist; None: what is there is left as it is, because something that it needs is missing."""
     if snapshot.cache_error or snapshot.missing or refused_flags(pool) or chunk_mismatch(pool, snapshot):
         return None
     if snapshot.settings is None:
-        return None
+        return EngineObjects(around_engines(pool, snapshot.gateway))
     terms = sidecar_terms(snapshot.cache, settings, snapshot.settings) if snapshot.cache else None
     return engine_objects(pool, terms, snapshot.gateway)

@@ -104,6 +104,8 @@ def _cache_attached(pool: InferencePool, snapshot: PoolSnapshot, facts: PoolFact
 
 def _rollout_complete(pool: InferencePool, snapshot: PoolSnapshot) -> Condition:
     kind, deployment = InferencePoolCondition.ROLLOUT_COMPLETE, snapshot.deployment
+    if snapshot.settings is None and snapshot.cache is not None:
+        return condition(kind, False, Reason.PENDING, unwritten(snapshot.cache))
     wanted, updated = pool.spec.replicas, _number(snapshot, "updatedReplicas")
     seen = deployment is not None and deployment.get("status", {}).get("observedGeneration", 0)
     current = deployment is not None and seen == deployment["metadata"].get("generation", 0)

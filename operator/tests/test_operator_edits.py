@@ -7,7 +7,9 @@ from cache_on_a_cluster import reconcile as keep_cache
 from fakes import FakeCluster
 from test_operator_inferencepool import (
     ENGINES,
+    POOL,
     a_cluster,
+    become_ready,
     cache,
     conditions,
     message,
@@ -20,7 +22,7 @@ from test_operator_prefixcache_store import login
 from shadowserve_crds import names
 from shadowserve_crds.prefixcache import PrefixCache
 from shadowserve_operator.desired.config import Login, config_map, written_settings
-from shadowserve_operator.kinds import CONFIG_MAP, PREFIX_CACHE, SECRET, Json, Ref
+from shadowserve_operator.kinds import CONFIG_MAP, PREFIX_CACHE, SECRET, SERVICE, Json, Ref
 
 KV, SETTINGS = Ref(PREFIX_CACHE, "default", "kv"), Ref(CONFIG_MAP, "default", "kv-config")
 _LIMITS = {"lookupDeadline": "20ms", "fetchDeadline": "5s", "maxInFlightChunks": 64}
@@ -120,6 +122,31 @@ async def test_pods_are_not_replaced_before_the_new_settings_are_written() -> No
     cluster.objects[SETTINGS] = late
     await until_quiet(cluster)
     assert template(cluster) != before
+
+
+async def test_a_pool_that_waits_for_settings_says_so_and_is_scaled_and_served_meanwhile() -> None:
+    cluster = a_cluster()
+    await until_quiet(cluster)
+    become_ready(cluster)
+    await until_quiet(cluster)
+    assert conditions(cluster)["RolloutComplete"] == ("True", "Succeeded")
+    before = template(cluster)
+    written = cluster.objects[SETTINGS]
+    put_cache(cluster, generation=2, codec={"tier": "Lossless"})
+    late, cluster.objects[SETTINGS] = cluster.objects[SETTINGS], written
+    cluster.objects[POOL]["spec"]["replicas"] = 3
+    cluster.remove(Ref(SERVICE, "default", "chat"))
+    await until_quiet(cluster)
+    assert conditions(cluster)["RolloutComplete"] == ("False", "Pending")
+    assert message(cluster, "RolloutComplete") == "waits for the settings of PrefixCache kv"
+    assert (cluster.objects[ENGINES]["spec"]["replicas"], template(cluster)) == (3, before)
+    assert Ref(SERVICE, "default", "chat") in cluster.objects
+    cluster.objects[SETTINGS] = late
+    await until_quiet(cluster)
+    assert template(cluster) != before
+    become_ready(cluster, 3)
+    await until_quiet(cluster)
+    assert conditions(cluster)["RolloutComplete"] == ("True", "Succeeded")
 
 
 async def test_a_new_pool_waits_for_the_settings_and_says_so() -> None:

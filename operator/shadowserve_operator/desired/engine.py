@@ -44,12 +44,18 @@ def engine_objects(pool: InferencePool, terms: SidecarTerms | None, gateway: boo
                 template = injected
             case Unchanged(reason=reason):
                 detached = reason
-    bodies = [_deployment(pool, template), _service(pool)]
+    engines = rendered(pool, _deployment(pool, template))
+    return EngineObjects((engines, *around_engines(pool, gateway)), detached)
+
+
+def around_engines(pool: InferencePool, gateway: bool = False) -> tuple[Json, ...]:
+    """Return the pool's objects but for the engines' Deployment: they do not depend on the PrefixCache."""
+    bodies = [_service(pool)]
     if pool.spec.replicas > 1:
         bodies.append(_disruption_budget(pool))
     if gateway and wants_gateway_pool(pool):
         bodies.append(_gateway_pool(pool))
-    return EngineObjects(tuple(rendered(pool, body) for body in bodies), detached)
+    return tuple(rendered(pool, body) for body in bodies)
 
 
 def wants_gateway_pool(pool: InferencePool) -> bool:

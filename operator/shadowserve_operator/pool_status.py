@@ -7,7 +7,7 @@ from shadowserve_crds.conditions import Condition, Reason, condition, merged, su
 from shadowserve_crds.inferencepool import InferencePool, InferencePoolCondition, InferencePoolStatus, PodsByPlace
 from shadowserve_crds.placement import PlaceName
 from shadowserve_operator.desired.assignment import place_of
-from shadowserve_operator.desired.attachment import SidecarSays, attachment_trouble
+from shadowserve_operator.desired.attachment import EngineState, SidecarSays, attachment_trouble, still_said
 from shadowserve_operator.desired.config import unwritten
 from shadowserve_operator.desired.engine import pod_selector, refused_flags, wants_gateway_pool
 from shadowserve_operator.desired.generation import cache_generation
@@ -97,9 +97,17 @@ def _cache_attached(pool: InferencePool, snapshot: PoolSnapshot, facts: PoolFact
     if without := [pod for pod in snapshot.pods if not pod.injected]:
         named = first_few((pod.name for pod in without), _MOST_NAMES)
         return condition(kind, False, "PodsWithoutSidecar", f"these pods run without the sidecar: {named}")
-    if trouble := attachment_trouble(pool, snapshot.sidecars, facts.attachments):
+    before = next((each for each in pool.status.conditions if each.type == kind), None)
+    trouble = attachment_trouble(pool, snapshot.sidecars, facts.attachments)
+    if trouble := still_said(before, trouble, _silent(snapshot, facts)):
         return trouble
     return condition(kind, True, Reason.SUCCEEDED, f"every pod uses PrefixCache {snapshot.cache.name}")
+
+
+def _silent(snapshot: PoolSnapshot, facts: PoolFacts) -> set[str]:
+    """Return the pods whose sidecar does not run now, or did not answer."""
+    unanswered = {each.plane.name for each in facts.attachments if each.state is EngineState.UNREACHABLE}
+    return unanswered | {pod.name for pod in snapshot.pods if not pod.sidecar}
 
 
 def _rollout_complete(pool: InferencePool, snapshot: PoolSnapshot) -> Condition:

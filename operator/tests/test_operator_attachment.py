@@ -12,8 +12,9 @@ from fakes import FakeCluster, FakeNetwork
 from test_operator_inferencepool import NOW, a_cluster, become_ready, conditions, message, pod, pool, until_quiet
 
 from shadowserve_crds import names
+from shadowserve_crds.conditions import condition
 from shadowserve_crds.inferencepool import InferencePool
-from shadowserve_operator.desired.attachment import EngineState, SidecarPod, SidecarSays, attachment_trouble
+from shadowserve_operator.desired.attachment import EngineState, SidecarPod, SidecarSays, attachment_trouble, still_said
 from shadowserve_operator.desired.round_trip import Plane
 from shadowserve_operator.kinds import POD, Json, Ref
 from shadowserve_operator.network import PodNetwork
@@ -98,6 +99,41 @@ async def test_a_pool_is_not_ready_until_its_engines_are_taken_and_writes_nothin
     network.engines = {}
     await settle(cluster)
     assert conditions(cluster)["Ready"] == ("True", "Succeeded")
+
+
+@pytest.mark.parametrize("silent", ["says nothing", "starts again"])
+async def test_what_a_sidecar_said_holds_while_it_is_silent(silent: str) -> None:
+    cluster, network = a_cluster(), FakeNetwork()
+
+    async def told() -> tuple[str, str]:
+        for _ in range(3):
+            await reconcile_inferencepool(cluster, "default", "chat", OperatorSettings(), lambda: NOW, network)
+        return conditions(cluster)["CacheAttached"][1], message(cluster, "CacheAttached")
+
+    for name in ("a", "b"):
+        cluster.put(running(name))
+    network.engines = {"b": REFUSED}
+    refused = await told()
+    assert refused[0] == "EngineRefused"
+    before = len(cluster.writes)
+    if silent == "starts again":
+        cluster.put(pod("b", "", podIP="10.0.0.1"))
+    network.engines = {"b": says("b", EngineState.UNREACHABLE, detail="no answer")}
+    assert await told() == refused
+    assert len(cluster.writes) == before
+    cluster.remove(Ref(POD, "default", "b"))
+    assert (await told())[0] == "Succeeded", "whoever it was about is gone"
+
+
+def test_what_was_said_holds_for_those_whom_it_names_and_until_something_else_is_wrong() -> None:
+    small, refused = (attachment_trouble(POOL, [], [each]) for each in (SMALL, REFUSED))
+    assert still_said(refused, None, {"b"}) == refused
+    assert still_said(refused, attachment_trouble(POOL, [], [replace(REFUSED, plane=SMALL.plane)]), {"b"}) == refused
+    assert still_said(refused, None, {"c"}) is None
+    assert still_said(refused, small, {"b"}) == small
+    assert still_said(None, small, {"b"}) == small
+    other = condition("CacheAttached", False, "PodsWithoutSidecar", "these pods run without the sidecar: b")
+    assert still_said(other, None, {"b"}) is None, "that is not for sidecars to say"
 
 
 async def test_only_sidecars_that_run_are_asked() -> None:

@@ -3,8 +3,9 @@
 Only what a sidecar says counts: silence is no proof of a fault, and an engine that still loads has not attached yet.
 """
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -13,8 +14,11 @@ from shadowserve_crds.inferencepool import InferencePool, InferencePoolCondition
 from shadowserve_operator.desired.round_trip import Plane
 from shadowserve_operator.desired.wording import first_few
 
+_DIFFERS = "HashContractDiffers"
 _MOST_NAMED = 3
 _MEBIBYTE = 1 << 20
+_NO_NAME = re.compile(r"[^a-z0-9.-]+")
+"""What separates names of pods from the rest of a message."""
 
 
 class EngineState(StrEnum):
@@ -72,8 +76,16 @@ def attachment_trouble(
             f"{_named(odd)} and the other pods compute different keys for the same prompts, so they share no chunks: "
             "the model's files differ; give all pods the same ones, for example by a fixed spec.model.revision"
         )
-        return condition(kind, False, "HashContractDiffers", message)
+        return condition(kind, False, _DIFFERS, message)
     return None
+
+
+def still_said(before: Condition | None, now: Condition | None, silent: Collection[str]) -> Condition | None:
+    """Return the trouble `now`, or the one `before` while a pod that it names is silent: silence takes nothing back."""
+    if before is None or before.reason not in (EngineState.TOO_SMALL, EngineState.REFUSED, _DIFFERS):
+        return now
+    named = _NO_NAME.split(before.message)
+    return before if (now is None or now.reason == before.reason) and not set(named).isdisjoint(silent) else now
 
 
 def _odd_ones_out(pods: Sequence[SidecarPod], says: Sequence[SidecarSays]) -> list[SidecarSays]:

@@ -6,6 +6,7 @@ others, and many.
 
 import gc
 import inspect
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,11 @@ _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("same", _PATIENT, max_examples=200, derandomize=True, database=None)
 settings.register_profile("fuzz", _PATIENT, max_examples=4000, print_blob=True)
 settings.load_profile("same")
+
+for _name in ("CLICOLOR_FORCE", "COLUMNS", "FORCE_COLOR", "GITHUB_ACTIONS", "LINES", "PY_COLORS", "TTY_COMPATIBLE"):
+    os.environ.pop(_name, None)  # command lines and their help look the same in every terminal and in CI
+for _name in ("no_proxy", "NO_PROXY"):  # a proxy is for the way out: what tests start is here
+    os.environ[_name] = ",".join(filter(None, (os.environ.get(_name), "127.0.0.1", "localhost", "::1")))
 
 
 @pytest.fixture(autouse=True)

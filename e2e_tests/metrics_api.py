@@ -17,7 +17,7 @@ from shadowserve_testbed.pki import Authority
 _GROUP, _VERSION = "external.metrics.k8s.io", "v1beta1"
 _ROOT = f"/apis/{_GROUP}/{_VERSION}"
 _NAME = "metrics"
-_STOP_SECONDS = 10.0
+_STOP_SECONDS = 60.0
 METRIC = "waiting-requests"
 
 

@@ -39,7 +39,7 @@ def operator_running(api: ApiServer, log: Path, namespace: str = "default") -> I
             yield process
         finally:
             process.terminate()
-            process.wait(timeout=20)
+            process.wait(timeout=60)
 
 
 def access_of(api: ApiServer, account: str, namespace: str, folder: Path) -> Path:

@@ -24,7 +24,7 @@ from shadowserve_testbed.pki import Authority
 
 pytestmark = pytest.mark.timeout(1800)  # the first time, the API server is built
 
-_START_SECONDS = 20.0
+_START_SECONDS = 60.0
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def configuration(authority: Path, port: int) -> dict[str, Any]:
         "admissionReviewVersions": ["v1"],
         "sideEffects": "None",
         "failurePolicy": "Ignore",
-        "timeoutSeconds": 5,
+        "timeoutSeconds": 30,
         "reinvocationPolicy": "IfNeeded",
         "clientConfig": {"url": f"https://127.0.0.1:{port}/inject", "caBundle": bundle},
         "objectSelector": {"matchExpressions": [{"key": names.CACHE_LABEL, "operator": "Exists"}]},

@@ -61,7 +61,7 @@ def _inside(
 ) -> str:
     image = images.data_plane_under_test(architecture)
     shared = {_SOURCES: REPOSITORY, **(folders or {})}
-    variables = {"HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis", "PYTHONPATH": _TESTS}
+    variables = {"HYPOTHESIS_STORAGE_DIRECTORY": "/tmp/hypothesis", "PYTHONPATH": f"{_TESTS}:{_SOURCES}/e2e_tests"}
     done = run_inside(images.trees(image), image.start, command, _SECONDS, shared, variables)
     assert done.returncode == 0, f"{done.stdout[-5000:]}\n{done.stderr[-2000:]}"
     return done.stdout

@@ -18,7 +18,7 @@ from shadowserve_testbed.binaries import KUBECTL, Binaries
 
 pytestmark = pytest.mark.timeout(1800)  # the first time, the API server is built
 _SYSTEM = "shadowserve-system"
-_COMMAND_SECONDS = 60.0
+_COMMAND_SECONDS = 120.0
 
 
 def run(api: ApiServer, *arguments: str, code: int = 0) -> str:
@@ -115,8 +115,8 @@ def test_from_install_to_a_pod_on_its_way(installed: ApiServer, tmp_path: Path) 
         assert {each["metadata"]["name"] for each in before["items"]} == {"own", "injected"}, "dry runs leave nothing"
         api.kubectl("delete", "pod", "own", "--force")
         wait(log, "forgotten", lambda: condition(api, "pfc/kv", "PodsInjected") == "Succeeded")
-        api.kubectl("delete", "sspool", "chat", "--timeout=20s")
-        api.kubectl("delete", "pfc", "kv", "--timeout=20s")
+        api.kubectl("delete", "sspool", "chat", "--timeout=90s")
+        api.kubectl("delete", "pfc", "kv", "--timeout=90s")
     api.kubectl("delete", "pod", "injected", "--force")
     api.kubectl("delete", "node", "host-0", "card-0")
 

@@ -30,7 +30,7 @@ from shadowserve_testbed.images.volumes import (
 )
 
 pytestmark = pytest.mark.timeout(900)  # the first time, packages are downloaded
-_SECONDS = 60.0
+_SECONDS = 120.0
 
 
 @pytest.fixture(scope="session")

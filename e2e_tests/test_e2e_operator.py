@@ -54,11 +54,12 @@ def test_a_cache_is_made_repaired_settled_and_removed(api: ApiServer, operator: 
     api.kubectl("scale", "statefulset", "kv-store", "--replicas=0")
     wait(operator, "replicas repaired", lambda: (get(api, "statefulset", "kv-store") or {})["spec"]["replicas"] == 1)
 
+    wait(operator, "settled", lambda: _settled(api))
     before = _versions(api)
     time.sleep(12)  # longer than the operator waits for what is not ready: a writer would have written
     assert _versions(api) == before
 
-    api.kubectl("delete", "pfc", "kv", "--timeout=20s")
+    api.kubectl("delete", "pfc", "kv", "--timeout=90s")
     wait(operator, "binding removed", lambda: get(api, "dpub", "card-0") is None)
     api.kubectl("delete", "node", "host-0", "card-0")
 
@@ -89,8 +90,15 @@ def test_an_edit_of_a_cache_rolls_its_pools_unless_running_sidecars_are_told(api
     edit("sspool/chat", replicas=2)  # after this the operator has looked at the pool with the new settings
     wait(operator, "scaled", lambda: (get(api, "deployment", "chat") or {})["spec"]["replicas"] == 2)
     assert template() == rolled
-    api.kubectl("delete", "sspool", "chat", "--timeout=20s")
-    api.kubectl("delete", "pfc", "edited", "--timeout=20s")
+    api.kubectl("delete", "sspool", "chat", "--timeout=90s")
+    api.kubectl("delete", "pfc", "edited", "--timeout=90s")
+
+
+def _settled(api: ApiServer) -> bool:
+    """Return whether nothing is written for a while."""
+    before = _versions(api)
+    time.sleep(3)
+    return _versions(api) == before
 
 
 def _versions(api: ApiServer) -> dict[str, str]:
@@ -113,4 +121,4 @@ def test_of_two_operators_one_acts_and_the_other_takes_over(api: ApiServer, tmp_
             wait(second, "second leads", lambda: holder().endswith(f"-{other.pid}"), 60.0)
             create(api, cache("late", placement={"order": ["Host"]}))
             wait(second, "second acts", lambda: get(api, "statefulset", "late-store") is not None, 60.0)
-            api.kubectl("delete", "pfc", "late", "--timeout=20s")
+            api.kubectl("delete", "pfc", "late", "--timeout=90s")

@@ -32,7 +32,7 @@ def operator(api: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture(autouse=True)
 def _tidy(api: ApiServer) -> Iterator[None]:
     yield
-    api.kubectl("delete", "inferencepools.shadowserve.io,pfc", "--all", "--timeout=30s")
+    api.kubectl("delete", "inferencepools.shadowserve.io,pfc", "--all", "--timeout=90s")
     api.kubectl("delete", f"{_MADE},pod", *_OURS, "--force")  # nothing collects garbage here
     api.kubectl("delete", "node", "--all")
 
@@ -99,7 +99,7 @@ def test_what_is_missing_is_told_with_the_fix_and_heals(api: ApiServer, operator
     wait(operator, "healed", lambda: condition(api, name, kind) not in ("", reason), _HEALED)
     name = f"{thing['kind']}/{thing['metadata']['name']}"
     api.kubectl("patch", name, "--type=merge", "-p", '{"metadata": {"finalizers": null}}')  # a claim is protected
-    api.kubectl("delete", name, "--timeout=30s")
+    api.kubectl("delete", name, "--timeout=90s")
 
 
 _LONG = "host-" + "x" * 60
@@ -269,7 +269,7 @@ def test_both_deleted_in_any_order_leave_nothing(
     if not half:
         wait(operator, "made", lambda: get(api, "deployment/p") and get(api, "dpub/card-0") and _told(api) == "")
     for kind in order:
-        api.kubectl("delete", kind, "--all", "--timeout=30s")
+        api.kubectl("delete", kind, "--all", "--timeout=90s")
     wait(operator, "binding removed", lambda: get(api, "dpub/card-0") is None)
     wait(operator, "annotation removed", lambda: _told(api) is None)
     left = json.loads(api.kubectl("get", _MADE, *_OURS, "-o", "json"))["items"]

@@ -40,13 +40,13 @@ def test_killed_again_and_again_under_load_everything_is_made_once(api: ApiServe
     with operator_running(api, log) as process:
         wait(log, "all told", lambda: _told(api) == _POOLS, _LEASE_SECONDS)
         process.terminate()
-        process.wait(timeout=20)
+        process.wait(timeout=60)
     assert _deployments(api) == _POOLS
     made = log.read_text()
     with operator_running(api, log):
         wait(log, "the next one acts at once", lambda: "acts now" in log.read_text()[len(made) :], 10.0)
         api.kubectl("delete", "sspool", "--all", "--timeout=60s")
-        api.kubectl("delete", "pfc", "--all", "--timeout=30s")
+        api.kubectl("delete", "pfc", "--all", "--timeout=90s")
     after = log.read_text()[len(made) :]
     assert "create" not in after, "it found everything as the killed ones had left it"
     ours = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"

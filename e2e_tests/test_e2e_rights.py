@@ -73,11 +73,11 @@ def test_the_installed_rights_are_enough(installed: ApiServer, tmp_path: Path) -
             while "caBundle" not in json.dumps(get(api, "mutatingwebhookconfiguration", "shadowserve")):
                 assert time.monotonic() < end, log.read_text()[-4000:]
                 time.sleep(0.2)
-            api.kubectl("delete", "sspool", "rights", "--timeout=20s")
-            api.kubectl("delete", "pfc", "rights", "--timeout=20s")
+            api.kubectl("delete", "sspool", "rights", "--timeout=90s")
+            api.kubectl("delete", "pfc", "rights", "--timeout=90s")
         finally:
             process.terminate()
-            process.wait(timeout=20)
+            process.wait(timeout=60)
     refused = [line for line in log.read_text().splitlines() if "forbidden" in line.lower() or "cannot" in line]
     assert not refused
 
@@ -98,7 +98,7 @@ def test_the_webhook_process_injects_with_the_rights_that_it_has(installed: ApiS
     def ask(path: str, body: dict[str, Any] | None = None) -> bytes:
         data = None if body is None else json.dumps(body).encode()
         request = Request(f"https://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json"})
-        with urlopen(request, timeout=5, context=trust) as answer:
+        with urlopen(request, timeout=30, context=trust) as answer:
             return bytes(answer.read())
 
     def patch(namespace: str, wanted: str) -> str:
@@ -127,5 +127,5 @@ def test_the_webhook_process_injects_with_the_rights_that_it_has(installed: ApiS
             assert "cannot be looked up now" in patch("kube-system", "asked"), "it has rights in default only"
         finally:
             process.terminate()
-            assert process.wait(timeout=20) == 0, log.read_text()[-4000:]
+            assert process.wait(timeout=60) == 0, log.read_text()[-4000:]
     installed.kubectl("delete", "pfc", "asked", "--wait=false")

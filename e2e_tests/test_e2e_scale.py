@@ -52,7 +52,7 @@ def operator(api: ApiServer, tmp_path: Path) -> Iterator[Path]:
             wait(log, "engines made", lambda: get(api, "deployment/scaled"))
             yield log
         finally:
-            api.kubectl("delete", _POOL, "--timeout=30s")
+            api.kubectl("delete", _POOL, "--timeout=90s")
             api.kubectl("delete", "deployment,service,pdb", *_OURS)  # nothing collects garbage here
 
 

@@ -26,7 +26,7 @@ def value(number: int, size: int) -> bytes:
 
 
 def soon() -> Deadline:
-    return Deadline.after(20)
+    return Deadline.after(60)
 
 
 def requests(numbers: range | list[int]) -> list[BulkRequest]:

@@ -1,6 +1,7 @@
 """A pipeline over a real store and a landing buffer of this process, for tests."""
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -14,7 +15,7 @@ from shadowserve_dataplane.codec.landed import LandedLayout
 from shadowserve_dataplane.codec.quantize import Bits, dequantized, narrow
 from shadowserve_dataplane.codec.tiers import LandingMode, Tier
 from shadowserve_dataplane.connector.landed_image import ValuesImage, parse_image
-from shadowserve_dataplane.deadline import Deadline
+from shadowserve_dataplane.deadline import Clock, Deadline
 from shadowserve_dataplane.errors import ChunkOutcome
 from shadowserve_dataplane.fetch.pipeline import Pipeline, PipelineSettings
 from shadowserve_dataplane.fetch.plan import ChunkRequest, FetchJob
@@ -26,7 +27,7 @@ from shadowserve_dataplane.store.discovery import topology_source
 from shadowserve_dataplane.store.settings import StoreSettings
 
 SHAPE = KvShape(layers=4, kv_heads=2, head_dim=64)
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,18 @@ class PipelineBench:
         self.pipeline.close(Deadline.after(0))
 
     def job(
-        self, keys: Sequence[ChunkKey], mode: LandingMode = LandingMode.CODES, seconds: float = SECONDS
+        self,
+        keys: Sequence[ChunkKey],
+        mode: LandingMode = LandingMode.CODES,
+        seconds: float = SECONDS,
+        clock: Clock = time.monotonic,
     ) -> FetchJob:
         """Return a job for fresh slots."""
         self.jobs += 1
         refs = [self.landing.lease(b"engine") for _ in keys]
         requests = [ChunkRequest(i, key, ref) for i, (key, ref) in enumerate(zip(keys, refs, strict=True)) if ref]
         assert len(requests) == len(keys), "not enough slots"
-        return FetchJob(self.jobs, self.shape, mode, tuple(requests), Deadline.after(seconds))
+        return FetchJob(self.jobs, self.shape, mode, tuple(requests), Deadline.after(seconds, clock))
 
     def fetch(self, job: FetchJob, target: PlacementTarget | None = None) -> Results:
         """Submit a job."""

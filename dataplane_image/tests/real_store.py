@@ -5,7 +5,6 @@ import ipaddress
 import os
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import threading
@@ -24,20 +23,14 @@ from cryptography.x509.oid import NameOID
 
 from shadowserve_dataplane.store.settings import StoreSettings
 from shadowserve_dataplane.store.topology import SLOTS, Address, Topology
+from shadowserve_lab.processes import free_port
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 
 
 def server_binary() -> str | None:
     """Return the server on PATH, or None."""
     return shutil.which("valkey-server") or shutil.which("redis-server")
-
-
-def free_port() -> int:
-    """Return a TCP port of the loopback interface that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = START_SECONDS) -> None:
@@ -195,7 +188,9 @@ class RedisServer:
     def admin(self, *command: str | bytes | int) -> Any:
         """Return the reply to `command`, sent on a connection of its own."""
         extra: dict[str, Any] = {"ssl": True, "ssl_ca_certs": str(self.tls.authority)} if self.tls else {}
-        client = valkey.Valkey(port=self.port, host="127.0.0.1", password=self.password, socket_timeout=5, **extra)
+        client = valkey.Valkey(
+            port=self.port, host="127.0.0.1", password=self.password, socket_timeout=START_SECONDS, **extra
+        )
         try:
             return client.execute_command(*command)
         finally:

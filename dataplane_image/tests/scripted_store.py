@@ -8,7 +8,7 @@ from types import TracebackType
 
 from shadowserve_dataplane.store.topology import Address
 
-PEER_SECONDS = 20.0
+PEER_SECONDS = 60.0
 
 
 class Peer:

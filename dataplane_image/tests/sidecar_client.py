@@ -97,11 +97,11 @@ class Client:
             self._early.append(unpack_from_sidecar(self._socket.recv()))
         return not any(isinstance(message, unwanted) for message in self._early)
 
-    def fetch(self, job: int, chunks: Sequence[Chunk], deadline_ms: int = 10_000) -> None:
+    def fetch(self, job: int, chunks: Sequence[Chunk], deadline_ms: int = 30_000) -> None:
         """Ask for the chunks; the answers come one by one."""
         self.send(Fetch(self.session, job, [chunk.key for chunk in chunks], deadline_ms))
 
-    def restore(self, job: int, chunks: Sequence[Chunk], deadline_ms: int = 10_000) -> "Restored":
+    def restore(self, job: int, chunks: Sequence[Chunk], deadline_ms: int = 30_000) -> "Restored":
         """Fetch the chunks, read what lands, and release every slot at once."""
         self.fetch(job, chunks, deadline_ms)
         restored = Restored({}, {})

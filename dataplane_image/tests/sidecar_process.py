@@ -15,9 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from real_store import Certificate, RedisServer, free_port, wait_until
+from real_store import Certificate, RedisServer, wait_until
 
-ANSWER_SECONDS = 20.0
+from shadowserve_lab.processes import free_port
+
+ANSWER_SECONDS = 60.0
+IMPATIENT = {"lookupDeadlineMs": 500, "fetchDeadlineMs": 10_000}
+"""Limits for tests that wait until a look-up is late; others must not depend on how fast the machine is."""
 
 
 def config_for(server: RedisServer, /, **changes: Any) -> dict[str, Any]:
@@ -27,7 +31,7 @@ def config_for(server: RedisServer, /, **changes: Any) -> dict[str, Any]:
         "tier": "Lossless",
         "landingBufferBytes": 4 << 20,
         "stagingBufferBytes": 2 << 20,
-        "limits": {"lookupDeadlineMs": 500, "fetchDeadlineMs": 10_000},
+        "limits": {"lookupDeadlineMs": 30_000, "fetchDeadlineMs": 30_000},
         "placement": {"receiverHost": "127.0.0.1"},
         "metricsPort": 0,
     } | changes
@@ -168,7 +172,7 @@ class SidecarProcess(ServerProcess):
     def metrics(self) -> dict[str, float]:
         """Return every sample by its name and labels, as Prometheus writes them."""
         port = (self.folder / "metrics-port").read_text()
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=ANSWER_SECONDS) as reply:
             lines = reply.read().decode().splitlines()
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
 
@@ -183,6 +187,7 @@ class DataPlaneProcess(ServerProcess):
 
     store: str = ""
     port: int = field(default_factory=free_port)
+    drain_seconds: int = 1
 
     @property
     def endpoint(self) -> str:
@@ -197,13 +202,14 @@ class DataPlaneProcess(ServerProcess):
 
     def metric(self, name: str) -> float:
         """Return one sample."""
-        with urllib.request.urlopen(f"{self.metrics_url}/metrics", timeout=10) as reply:
+        with urllib.request.urlopen(f"{self.metrics_url}/metrics", timeout=ANSWER_SECONDS) as reply:
             lines = reply.read().decode().splitlines()
         return next(float(value) for found, _, value in (line.rpartition(" ") for line in lines) if found == name)
 
     def command(self) -> list[str]:
         arguments = ["--store", self.store, "--host", "127.0.0.1", "--port", str(self.port), "--metrics-port", "0"]
-        return ["shadowserve_dataplane.service", "serve", *arguments, "--workers", "1", "--drain-seconds", "1"]
+        arguments += ["--workers", "1", "--drain-seconds", str(self.drain_seconds)]
+        return ["shadowserve_dataplane.service", "serve", *arguments]
 
 
 @dataclass

@@ -35,8 +35,8 @@ def chunk_bytes(hello: m.Hello) -> int:
 class Behaviour:
     """What the stub does; tests change it between messages."""
 
-    lookup_deadline_ms: int = 2000
-    fetch_deadline_ms: int = 5000
+    lookup_deadline_ms: int = 60_000
+    fetch_deadline_ms: int = 60_000
     isolation: str = "PerPool"
     refuse: str = ""
     protocol: int = m.PROTOCOL
@@ -100,7 +100,7 @@ class StubSidecar:
 
     def close(self) -> None:
         self._closing.set()
-        self._thread.join(5)
+        self._thread.join(60)
         self._router.close(0)
         self._context.term()
         self._folder.cleanup()
@@ -128,9 +128,9 @@ class StubSidecar:
         done = threading.Event()
         self._orders.put(order)
         self._orders.put(done.set)
-        assert done.wait(10)
+        assert done.wait(60)
 
-    def wait_for(self, kind: type, count: int = 1, seconds: float = 10) -> list:
+    def wait_for(self, kind: type, count: int = 1, seconds: float = 60) -> list:
         """Return the messages of `kind` once there are `count`."""
         with self.seen_changed:
             enough = self.seen_changed.wait_for(lambda: len(self._noted(kind)) >= count, seconds)

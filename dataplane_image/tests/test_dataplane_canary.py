@@ -27,7 +27,7 @@ from shadowserve_dataplane.store.discovery import topology_source
 from shadowserve_dataplane.store.settings import StoreSettings
 from shadowserve_dataplane.store.topology import SLOTS, Address, SlotMap
 
-SECONDS = 5.0
+SECONDS = 60.0
 
 
 class Counting:
@@ -121,7 +121,7 @@ def test_a_placement_that_fails_is_named(redis_standalone: RedisServer) -> None:
 
 def test_a_pipeline_that_hangs_ends_in_time(redis_standalone: RedisServer) -> None:
     with canary_over(redis_standalone.settings(), FaultPlan(gate=threading.Event())) as (canary, _):
-        assert canary.round_trip(0.3).failed is Stage.FETCH
+        assert canary.round_trip(2.0).failed is Stage.FETCH
 
 
 def test_a_shard_with_few_slots_gets_its_chunk() -> None:
@@ -160,7 +160,7 @@ def test_a_round_trip_is_a_metric_only_once_one_was_made() -> None:
 
 def ask(server: str, change: str) -> dict[str, object]:
     url = f"{server}/round-trip?change={urllib.parse.quote(change)}"
-    with urllib.request.urlopen(url, timeout=10) as reply:
+    with urllib.request.urlopen(url, timeout=SECONDS) as reply:
         document: dict[str, object] = json.loads(reply.read())
     return document
 

@@ -63,13 +63,13 @@ def test_keys_do_not_depend_on_the_version_of_python(version: str) -> None:
 
 
 def answers(python: str) -> bool:
-    return subprocess.run([python, "-c", ""], capture_output=True, check=False, timeout=30).returncode == 0
+    return subprocess.run([python, "-c", ""], capture_output=True, check=False, timeout=60).returncode == 0
 
 
 def run_with(python: str, hash_seed: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE), "PYTHONHASHSEED": hash_seed}
     done = subprocess.run(
-        [python, "-c", _SCRIPT, str(FIXTURE)], env=environment, capture_output=True, text=True, check=False, timeout=30
+        [python, "-c", _SCRIPT, str(FIXTURE)], env=environment, capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stderr
 

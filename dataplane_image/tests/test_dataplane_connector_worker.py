@@ -140,7 +140,7 @@ def test_a_damaged_image_fails_its_chunk(engine: Engine, stub: StubSidecar) -> N
 
 
 def test_a_sidecar_that_never_answers_costs_its_deadline(socket: str, stub: StubSidecar) -> None:
-    stub.behaviour = Behaviour(fetch_deadline_ms=30, fetch=lambda job, index, key: "hold" if index == 1 else "land")
+    stub.behaviour = Behaviour(fetch_deadline_ms=1000, fetch=lambda job, index, key: "hold" if index == 1 else "land")
     engine = Engine(socket)
     wait_until(lambda: engine.worker.connected, "a session")
     engine.step(StepPlan(loads=(LOAD,)))
@@ -194,7 +194,7 @@ def test_a_cancelled_load_ends_and_writes_nothing_more(engine: Engine, stub: Stu
 def test_a_load_is_not_over_while_it_is_written_whatever_happens(engine: Engine, stub: StubSidecar) -> None:
     engine.cache.gate.clear()
     engine.step(StepPlan(loads=(LOAD,)))
-    assert engine.cache.entered.wait(10)
+    assert engine.cache.entered.wait(60)
     engine.step(StepPlan(cancels=(1,), idle=True))
     engine.step()
     assert engine.loaded == set()
@@ -206,7 +206,7 @@ def test_a_load_is_not_over_while_it_is_written_whatever_happens(engine: Engine,
 def test_a_slot_whose_session_ended_meanwhile_does_not_count(engine: Engine, stub: StubSidecar) -> None:
     engine.cache.gate.clear()
     engine.step(StepPlan(loads=(LOAD,)))
-    assert engine.cache.entered.wait(10)
+    assert engine.cache.entered.wait(60)
     stub.forget_sessions()
     engine.worker.begin_step(StepPlan(loads=(LoadPlan(2, "q", LOAD.chunks),)))
     engine.step_until("the second load's end", lambda: engine.report.failed_loads or engine.loaded)
@@ -256,7 +256,7 @@ def test_a_finished_request_is_freed_at_the_hold_deadline(socket: str, stub: Stu
     wait_until(lambda: engine.worker.connected, "a session")
     engine.cache.gate.clear()
     engine.step(StepPlan(stores=(STORE,)))
-    assert engine.cache.entered.wait(10)
+    assert engine.cache.entered.wait(60)
     engine.step(StepPlan(held=("s",), idle=True))
     engine.step_until("the blocks", lambda: engine.freed)
     assert engine.report.dropped == {5}
@@ -268,7 +268,7 @@ def test_a_finished_request_is_freed_at_the_hold_deadline(socket: str, stub: Stu
 def test_what_was_preempted_while_it_was_read_is_not_stored(engine: Engine, stub: StubSidecar) -> None:
     engine.cache.gate.clear()
     engine.step(StepPlan(stores=(STORE,)))
-    assert engine.cache.entered.wait(10)
+    assert engine.cache.entered.wait(60)
     engine.step(StepPlan(preempted=frozenset({"s"})))
     assert engine.report == StepReport({5: 1}, frozenset({5}), frozenset({5}))
     engine.cache.gate.set()

@@ -267,7 +267,7 @@ def test_owners_on_many_threads_never_see_one_another() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert not trouble
     assert len(leases) == len(set(leases)) > 100
     assert landing.count()[SlotState.FREE] == 3

@@ -283,7 +283,7 @@ def test_nothing_is_allocated_per_frame_once_warm(
     chunks = make_stored(7, tier)
     put(redis_standalone, chunks)
     with (
-        PipelineBench(redis_standalone.settings()) as bench,
+        PipelineBench(redis_standalone.settings(), workers=1) as bench,  # so that the one that works is warm
         receiver_of(bench.landing, lambda ref: None) as receiver,
     ):
         target = TcpTarget("127.0.0.1", receiver.port, TOKEN) if remote else SharedMemoryTarget(bench.landing)
@@ -291,10 +291,12 @@ def test_nothing_is_allocated_per_frame_once_warm(
             job = bench.job([chunk.key for chunk in chunks], mode)
             if warm:
                 tracemalloc.start()
-            assert bench.fetch(job, target).outcomes() == [LANDED] * 7
-            bench.end(job)
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
+            try:
+                assert bench.fetch(job, target).outcomes() == [LANDED] * 7
+                bench.end(job)
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
     assert peak < 32 * 1024, "the job's own objects are 20 KiB, one frame is more than all of this"
 
 
@@ -335,9 +337,9 @@ def test_closing_cancels_what_cannot_finish(redis_standalone: RedisServer) -> No
 def test_a_job_number_under_way_is_not_taken_twice(redis_standalone: RedisServer) -> None:
     with PipelineBench(redis_standalone.settings()) as bench:
         redis_standalone.pause()
-        job = bench.job([ChunkKey(bytes(32))], seconds=0.5)
+        job = bench.job([ChunkKey(bytes(32))])
         results = bench.fetch(job)
         with pytest.raises(ValueError, match="under way already"):
             bench.fetch(job)
-        assert results.outcomes() == [ChunkOutcome.DEADLINE]
         redis_standalone.resume()
+        assert results.outcomes() == [ChunkOutcome.MISSING]

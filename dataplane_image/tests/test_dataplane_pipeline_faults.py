@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from held_clock import HeldClock
 from pipeline_bench import SECONDS, SHAPE, PipelineBench, Results, StoredChunk, make_stored, put
 from placements import TOKEN, receiver_of
-from real_store import RedisCluster, RedisServer, free_port, wait_until
+from real_store import RedisCluster, RedisServer, wait_until
 
 from shadowserve_dataplane.chunks import ChunkKey, KvShape, store_key
 from shadowserve_dataplane.codec.tiers import LandingMode, Tier
@@ -24,6 +25,7 @@ from shadowserve_dataplane.place.shared_memory import SharedMemoryTarget
 from shadowserve_dataplane.place.tcp import TcpTarget
 from shadowserve_dataplane.store.discovery import topology_source
 from shadowserve_dataplane.store.topology import slot_of
+from shadowserve_lab.processes import free_port
 
 LANDED = ChunkOutcome.LANDED
 BIG = KvShape(layers=16, kv_heads=8, head_dim=64)
@@ -99,10 +101,12 @@ def test_a_store_that_stalls_in_the_middle_of_a_chunk_costs_the_deadline(redis_s
     gate = threading.Event()
     with big_bench(redis_standalone) as bench:
         target = Watched(bench.landing, FaultPlan(gate=gate, gate_seconds=SECONDS))
-        job = bench.job(keys_of(chunks), seconds=0.5)
+        clock = HeldClock()
+        job = bench.job(keys_of(chunks), seconds=0.3, clock=clock)
         results = bench.fetch(job, target)
         wait_until(target.waiting.is_set, "the first frame to be placed", SECONDS)
         redis_standalone.pause()
+        clock.let_go()
         gate.set()
         assert results.outcomes() == [ChunkOutcome.DEADLINE] * 2
         redis_standalone.resume()
@@ -120,10 +124,12 @@ def test_a_stalled_shard_holds_up_only_its_own_chunks(redis_cluster: RedisCluste
         assert bench.fetch(warm).outcomes() == [LANDED] * 12
         bench.end(warm)
         stalled.pause()
-        job = bench.job(keys_of(chunks), seconds=2)
+        clock = HeldClock()
+        job = bench.job(keys_of(chunks), seconds=0.3, clock=clock)
         results = bench.fetch(job)
         wait_until(lambda: len(results.seen) == 12 - len(slow), "the other shards' chunks", SECONDS)
         assert all(result.outcome is LANDED and result.index not in slow for result in results.seen)
+        clock.let_go()
         outcomes = results.outcomes()
         assert [index for index, outcome in enumerate(outcomes) if outcome is ChunkOutcome.DEADLINE] == slow
         stalled.resume()

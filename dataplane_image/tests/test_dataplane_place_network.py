@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import xxhash
 from placements import SLOT_BYTES, SLOTS, TOKEN, Arena, arena_of, opened, put, put_until_refused, receiver_of
-from real_store import Certificate, free_port, wait_until
+from real_store import Certificate, wait_until
 
 from shadowserve_dataplane.deadline import Deadline
 from shadowserve_dataplane.errors import Cancelled, DeadlineExceeded, NetworkError, PeerProtocolError
@@ -20,8 +20,10 @@ from shadowserve_dataplane.place import frames
 from shadowserve_dataplane.place.base import Patience
 from shadowserve_dataplane.place.frames import FrameKind, PlacementFrame, pack_frame, pack_greeting
 from shadowserve_dataplane.place.tcp import TcpTarget
+from shadowserve_lab.processes import free_port
 
 EMPTY = bytes(SLOT_BYTES)
+SECONDS = 60.0
 
 
 @pytest.fixture(params=["tcp", "local", "tls"])
@@ -76,7 +78,7 @@ def test_a_receiver_with_tls_takes_nothing_in_the_clear(certificate: Certificate
 def test_another_version_is_told_by_number(tcp: Arena) -> None:
     target, greeting = tcp.target, pack_greeting(TOKEN)
     assert isinstance(target, TcpTarget)
-    with socket.create_connection(("127.0.0.1", target.port), 5) as newer:
+    with socket.create_connection(("127.0.0.1", target.port), SECONDS) as newer:
         newer.sendall(greeting[:4] + struct.pack("<H", 9) + greeting[6:])
         answer = newer.recv(frames.ANSWER_BYTES)
         assert _receive(newer) == b"", "the receiver hangs up"
@@ -94,7 +96,7 @@ def test_a_receiver_that_is_something_else_is_told_apart() -> None:
             pytest.raises(NetworkError, match="not a placement receiver"),
         ):
             put(placement, SlotRef(0, 1), 0, b"hello")
-        answering.join(5)
+        answering.join(SECONDS)
 
 
 def _answer_once(server: socket.socket, answer: bytes) -> None:
@@ -182,7 +184,7 @@ def test_a_sender_that_breaks_the_rules_is_hung_up_on_and_others_go_on(
     ref, victim = tcp.lease(), tcp.lease()
     target = tcp.target
     assert isinstance(target, TcpTarget)
-    with opened(target) as good, socket.create_connection(("127.0.0.1", target.port), 5) as bad:
+    with opened(target) as good, socket.create_connection(("127.0.0.1", target.port), SECONDS) as bad:
         put(good, ref, 0, b"be")
         bad.sendall(make(victim))
         with suppress(OSError):  # it may have hung up already
@@ -257,7 +259,7 @@ def test_a_receiver_that_takes_nothing_any_more_is_a_network_error(certificate: 
             with pytest.raises(NetworkError, match="takes nothing any more"):
                 put_until_refused(placement, SlotRef(0, 1), 0, b"x" * (1 << 20))
             release.set()
-        silent.join(5)
+        silent.join(SECONDS)
 
 
 @pytest.mark.parametrize("error", [DeadlineExceeded, Cancelled])
@@ -276,7 +278,7 @@ def test_whoever_places_waits_for_a_stalled_receiver_no_longer_than_it_wants(
                 put_until_refused(placement, SlotRef(0, 1), 1, b"x" * (1 << 20))
             placement.abort(SlotRef(0, 1))
             release.set()
-        silent.join(5)
+        silent.join(SECONDS)
 
 
 def test_a_receiver_that_stalled_is_left_alone_for_a_while() -> None:
@@ -293,7 +295,7 @@ def _welcome_and_stall(server: socket.socket, release: threading.Event) -> None:
     with stream:
         stream.recv(frames.GREETING_BYTES)
         stream.sendall(frames.pack_answer(frames.Verdict.WELCOME))
-        release.wait(10)
+        release.wait(SECONDS)
 
 
 def test_closing_the_receiver_hangs_up_on_everybody(network: Arena, certificate: Certificate) -> None:
@@ -302,14 +304,14 @@ def test_closing_the_receiver_hangs_up_on_everybody(network: Arena, certificate:
     target = network.target
     assert isinstance(target, TcpTarget)
     tls = certificate if target.tls else None
-    before = threading.active_count()
+    before = set(threading.enumerate())  # of other tests, whose threads may still be ending
     with receiver_of(landing, ends.append, tls) as receiver:
         placements = [TcpTarget("127.0.0.1", receiver.port, TOKEN, target.tls).open() for _ in range(3)]
         for placement in placements:
             ref = landing.lease(b"engine")
             assert ref is not None
             put(placement, ref, 0, b"part")
-        wait_until(lambda: threading.active_count() >= before + 4, "every sender has its thread")
-    wait_until(lambda: threading.active_count() <= before, "its threads have ended")
+        wait_until(lambda: len(set(threading.enumerate()) - before) >= 4, "every sender has its thread")
+    wait_until(lambda: not set(threading.enumerate()) - before, "its threads have ended")
     for placement in placements:
         placement.close()

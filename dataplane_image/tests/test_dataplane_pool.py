@@ -44,7 +44,7 @@ def test_waiters_are_served_in_the_order_they_came() -> None:
     served: list[int] = []
 
     def wait(number: int) -> None:
-        with pool.lease(Deadline.after(10)):
+        with pool.lease(Deadline.after(60)):
             served.append(number)
 
     held = pool.lease(Deadline.after(1))
@@ -64,16 +64,16 @@ def test_who_comes_late_does_not_overtake_a_waiter() -> None:
     release = threading.Event()
 
     def wait() -> None:
-        with pool.lease(Deadline.after(10)):
+        with pool.lease(Deadline.after(60)):
             got.set()
-            release.wait(10)
+            release.wait(60)
 
     with ThreadPoolExecutor(1) as threads:
         threads.submit(wait)
         wait_until(lambda: len(pool._waiters) == 1, "the thread waits")
         held.release()
         assert pool.try_lease() is None
-        assert got.wait(10)
+        assert got.wait(60)
         release.set()
 
 
@@ -85,7 +85,7 @@ def test_closing_wakes_waiters_and_refuses_further_leases() -> None:
         wait_until(lambda: len(pool._waiters) == 1, "the thread waits")
         pool.close()
         with pytest.raises(Cancelled):
-            waiting.result(10)
+            waiting.result(60)
     held.view[:] = bytes(10)  # what is out stays valid
     held.release()
     with pytest.raises(Cancelled):
@@ -97,7 +97,7 @@ def test_no_slab_is_lost_or_lent_twice_under_contention() -> None:
 
     def work(number: int) -> bool:
         for _ in range(300):
-            with pool.lease(Deadline.after(10)) as lease:
+            with pool.lease(Deadline.after(60)) as lease:
                 lease.view[:] = number.to_bytes(8, "little")
                 if bytes(lease.view) != number.to_bytes(8, "little"):
                     return False

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from real_store import RedisServer, free_port, wait_until
+from real_store import RedisServer, wait_until
 from sidecar_process import DataPlaneProcess
 
 from shadowserve_dataplane.chunks import ChunkKey, KvShape
@@ -19,10 +19,11 @@ from shadowserve_dataplane.fetch.plan import ChunkRequest, FetchJob
 from shadowserve_dataplane.fetch.remote import PlacementAddress, RemoteDataPlane
 from shadowserve_dataplane.fetch.report import ChunkResult
 from shadowserve_dataplane.landing import SlotRef
+from shadowserve_lab.processes import free_port
 
 SHAPE = KvShape(layers=1, kv_heads=1, head_dim=16, tokens=16)
 NOWHERE = PlacementAddress("127.0.0.1", 9, bytes(32))
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ async def test_a_deadline_that_passed_is_told_for_every_chunk(
 def in_flight(plane: DataPlaneProcess) -> float:
     """Return how many chunks the data plane says it is at."""
     port = re.findall(r"metrics on (\d+)", "".join(plane.log))[-1]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SECONDS) as reply:
         found = re.search(r"^shadowserve_in_flight_chunks (\S+)$", reply.read().decode(), re.MULTILINE)
     assert found is not None
     return float(found[1])

@@ -8,6 +8,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,16 +54,29 @@ class Process:
     metrics_url: str
 
     def metrics(self) -> dict[str, float]:
-        with urllib.request.urlopen(self.metrics_url, timeout=5) as reply:
+        with urllib.request.urlopen(self.metrics_url, timeout=SECONDS) as reply:
             lines = [line for line in reply.read().decode().splitlines() if not line.startswith("#")]
         return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
 
 @pytest.fixture
 def process(redis_standalone: RedisServer, tmp_path: Path) -> Iterator[Process]:
-    ports = tmp_path / "ports"
+    with running(redis_standalone.url, tmp_path) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """A data plane for what is refused before any store is asked."""
+    with running("redis://127.0.0.1:1", tmp_path_factory.mktemp("standing")) as process:
+        yield process
+
+
+@contextmanager
+def running(store: str, folder: Path) -> Iterator[Process]:
+    ports = folder / "ports"
     places = ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--port-file", str(ports)]
-    popen = command("serve", "--store", redis_standalone.url, *places, "--drain-seconds", "5")
+    popen = command("serve", "--store", store, *places, "--drain-seconds", "60")
     try:
         wait_until(lambda: ports.exists() or popen.poll() is not None, "the data plane to listen", SECONDS)
         assert popen.poll() is None, popen.communicate()[0]
@@ -209,11 +223,11 @@ async def test_another_protocol_version_is_refused_in_words(process: Process, mo
         ({"deadline_ms": 4_000_000_000}, "deadline_ms: 4000000000"),
     ],
 )
-def test_a_bad_request_is_refused_in_words(process: Process, change: dict[str, object], words: str) -> None:
-    with grpc.insecure_channel(process.endpoint) as channel:
+def test_a_bad_request_is_refused_in_words(standing: Process, change: dict[str, object], words: str) -> None:
+    with grpc.insecure_channel(standing.endpoint) as channel:
         stub = DataPlaneStub(channel)
         placement = wire.TcpPlacement(port=1, token=TOKEN)
-        attachment = stub.Attach(wire.AttachRequest(protocol=PROTOCOL, tcp=placement), timeout=5).attachment
+        attachment = stub.Attach(wire.AttachRequest(protocol=PROTOCOL, tcp=placement), timeout=SECONDS).attachment
         good = {
             "attachment": attachment,
             "deadline_ms": 100,
@@ -221,7 +235,7 @@ def test_a_bad_request_is_refused_in_words(process: Process, change: dict[str, o
             "shape": wire.Shape(layers=1, kv_heads=1, head_dim=8, tokens=16, dtype="bfloat16"),
         }
         with pytest.raises(grpc.RpcError) as caught:
-            list(stub.Fetch(wire.FetchRequest(**{**good, **change}), timeout=5))
+            list(stub.Fetch(wire.FetchRequest(**{**good, **change}), timeout=SECONDS))
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert words in caught.value.details()
 
@@ -234,9 +248,9 @@ def test_a_bad_request_is_refused_in_words(process: Process, change: dict[str, o
         ({"tcp": wire.TcpPlacement(port=99_999, token=TOKEN)}, "tcp.port: 99999"),
     ],
 )
-def test_a_bad_attach_is_refused_in_words(process: Process, placement: dict[str, object], words: str) -> None:
-    with grpc.insecure_channel(process.endpoint) as channel, pytest.raises(grpc.RpcError) as caught:
-        DataPlaneStub(channel).Attach(wire.AttachRequest(protocol=PROTOCOL, **placement), timeout=5)
+def test_a_bad_attach_is_refused_in_words(standing: Process, placement: dict[str, object], words: str) -> None:
+    with grpc.insecure_channel(standing.endpoint) as channel, pytest.raises(grpc.RpcError) as caught:
+        DataPlaneStub(channel).Attach(wire.AttachRequest(protocol=PROTOCOL, **placement), timeout=SECONDS)
     assert words in caught.value.details()
 
 
@@ -245,7 +259,7 @@ def test_health_and_sigterm(process: Process) -> None:
         health = health_pb2_grpc.HealthStub(channel)
         name = "shadowserve.dataplane.v1.DataPlane"
         for service in ("", name):
-            reply = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=5)
+            reply = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=SECONDS)
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
     process.popen.send_signal(signal.SIGTERM)
     output, _ = process.popen.communicate(timeout=SECONDS)

@@ -27,7 +27,7 @@ from shadowserve_dataplane.service.__main__ import serve
 
 SHAPE = KvShape(layers=1, kv_heads=1, head_dim=16, tokens=16)
 NAME = "shadowserve.dataplane.v1.DataPlane"
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ async def results_of(remote: RemoteDataPlane, wanted: FetchJob) -> list[ChunkRes
 
 def metrics_of(plane: DataPlaneProcess) -> dict[str, float]:
     port = re.findall(r"metrics on (\d+)", "".join(plane.log))[-1]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SECONDS) as reply:
         lines = [line for line in reply.read().decode().splitlines() if not line.startswith("#")]
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
@@ -61,12 +61,19 @@ def health_of(plane: DataPlaneProcess) -> set[int]:
     """Return what the process says of itself, as a whole and by its service's name."""
     with grpc.insecure_channel(plane.endpoint) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        return {stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=5).status for name in ("", NAME)}
+        return {stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=SECONDS).status for name in ("", NAME)}
+
+
+@pytest.fixture
+def patient_plane(tmp_path: Path, redis_standalone: RedisServer) -> Iterator[DataPlaneProcess]:
+    with DataPlaneProcess(tmp_path / "plane", store=redis_standalone.url, drain_seconds=60) as process:
+        yield process
 
 
 async def test_draining_says_so_takes_nothing_new_and_ends_what_was_begun(
-    plane: DataPlaneProcess, redis_standalone: RedisServer
+    patient_plane: DataPlaneProcess, redis_standalone: RedisServer
 ) -> None:
+    plane = patient_plane
     remote = RemoteDataPlane(plane.endpoint)
     await remote.attach("test", PlacementAddress("127.0.0.1", 9, bytes(32)))
     assert await asyncio.to_thread(health_of, plane) == {health_pb2.HealthCheckResponse.SERVING}

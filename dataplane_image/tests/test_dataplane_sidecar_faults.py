@@ -13,7 +13,7 @@ import pytest
 from real_store import RedisServer, wait_until
 from sidecar_chunks import SHAPE, Chunk, make_chunks, put_chunks, values_of
 from sidecar_client import Client
-from sidecar_process import ANSWER_SECONDS, SidecarProcess, config_for
+from sidecar_process import ANSWER_SECONDS, IMPATIENT, SidecarProcess, config_for
 
 from shadowserve_dataplane.chunks import store_key
 from shadowserve_dataplane.connector.messages import ChunkFailed, SessionUnknown, Stored
@@ -24,7 +24,7 @@ ERROR = 'shadowserve_lookups_total{result="error"}'
 
 @pytest.fixture
 def sidecar(tmp_path: Path, redis_standalone: RedisServer) -> Iterator[SidecarProcess]:
-    config = config_for(redis_standalone, tier="Balanced", limits={"lookupDeadlineMs": 500, "fetchDeadlineMs": 10_000})
+    config = config_for(redis_standalone, tier="Balanced", limits=IMPATIENT)
     with SidecarProcess(tmp_path / "s", config=config) as process:
         yield process
 
@@ -230,7 +230,7 @@ def test_socket_and_buffers_are_for_owner_and_group_only(sidecar: SidecarProcess
 def test_memory_is_flat_and_series_are_few_over_many_requests(tmp_path: Path, redis_standalone: RedisServer):
     chunks = make_chunks(2)
     put_chunks(redis_standalone, chunks)
-    config = config_for(redis_standalone, tier="Balanced", limits={"lookupDeadlineMs": 10_000})
+    config = config_for(redis_standalone, tier="Balanced")
     with SidecarProcess(tmp_path / "s", config=config) as sidecar, Client(sidecar.socket, SHAPE) as worker:
         worker.say_hello()
         use(worker, chunks, range(200))

@@ -121,7 +121,8 @@ def test_a_worker_that_keeps_all_slots_gets_failures_at_the_deadline_and_can_go_
     config = config_for(redis_standalone, landingBufferBytes=2 * SLOT_BYTES)
     with SidecarProcess(tmp_path / "s", config=config) as sidecar, Client(sidecar.socket, SHAPE) as worker:
         worker.say_hello()
-        worker.fetch(1, chunks, deadline_ms=300)
+        worker.restore(0, chunks[:1])  # with a store known and a shape met, two chunks take milliseconds
+        worker.fetch(1, chunks, deadline_ms=2000)
         held = [worker.receive(Landed), worker.receive(Landed)]
         failed = [worker.receive(ChunkFailed), worker.receive(ChunkFailed)]
         assert [(failure.index, failure.outcome) for failure in failed] == [(2, "deadline"), (3, "deadline")]
@@ -231,7 +232,7 @@ def test_both_halves_are_told_deadlines_isolation_and_salt(tmp_path: Path, redis
     config = config_for(redis_standalone, isolation="PerTenant", saltFile=str(salt))
     with SidecarProcess(tmp_path / "s", config=config) as sidecar, Client(sidecar.socket, SHAPE) as worker:
         welcome = worker.say_hello()
-    assert (welcome.lookup_deadline_ms, welcome.fetch_deadline_ms) == (500, 10_000)
+    assert (welcome.lookup_deadline_ms, welcome.fetch_deadline_ms) == (30_000, 30_000)
     assert (welcome.isolation, welcome.salt) == ("PerTenant", b"pool-a")
 
 

@@ -7,7 +7,7 @@ import pytest
 from real_store import RedisServer, wait_until
 from sidecar_chunks import SHAPE, Chunk, make_chunks, put_chunks, values_of
 from sidecar_client import Client
-from sidecar_process import DataPlaneProcess, SidecarProcess, config_for
+from sidecar_process import IMPATIENT, DataPlaneProcess, SidecarProcess, config_for
 
 from shadowserve_dataplane.connector.messages import ChunkFailed, Landed
 
@@ -23,7 +23,7 @@ def card(tmp_path: Path, redis_standalone: RedisServer) -> Iterator[DataPlanePro
 
 @pytest.fixture
 def sidecar(tmp_path: Path, redis_standalone: RedisServer) -> Iterator[SidecarProcess]:
-    with SidecarProcess(tmp_path / "s", config=config_for(redis_standalone)) as process:
+    with SidecarProcess(tmp_path / "s", config=config_for(redis_standalone, limits=IMPATIENT)) as process:
         yield process
 
 

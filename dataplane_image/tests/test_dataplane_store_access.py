@@ -18,9 +18,9 @@ async def test_the_sidecars_user_stores_and_finds_chunks(redis_standalone: Redis
     allow(redis_standalone)
     client = StoreClient(redis_standalone.settings(username=USER, password=VALUES.sidecar_password))
     try:
-        await client.ping(Deadline.after(5))
-        assert await client.put(KEY, b"chunk", Deadline.after(5)) is PutOutcome.STORED
-        assert await client.exists([KEY], Deadline.after(5)) == [True]
+        await client.ping(Deadline.after(60))
+        assert await client.put(KEY, b"chunk", Deadline.after(60)) is PutOutcome.STORED
+        assert await client.exists([KEY], Deadline.after(60)) == [True]
     finally:
         await client.close()
 
@@ -33,7 +33,7 @@ OTHER_KEYS = ["GET other", "SET other 1"]
 def test_the_sidecars_user_can_do_nothing_else(redis_standalone: RedisServer, command: str) -> None:
     allow(redis_standalone)
     client = valkey.Valkey(
-        "127.0.0.1", redis_standalone.port, username=USER, password=VALUES.sidecar_password, socket_timeout=5
+        "127.0.0.1", redis_standalone.port, username=USER, password=VALUES.sidecar_password, socket_timeout=60
     )
     with client, pytest.raises(valkey.exceptions.NoPermissionError):
         client.execute_command(*command.split())
@@ -41,7 +41,7 @@ def test_the_sidecars_user_can_do_nothing_else(redis_standalone: RedisServer, co
 
 def test_a_strangers_password_is_refused(redis_standalone: RedisServer) -> None:
     allow(redis_standalone)
-    client = valkey.Valkey("127.0.0.1", redis_standalone.port, username=USER, password="guess", socket_timeout=5)
+    client = valkey.Valkey("127.0.0.1", redis_standalone.port, username=USER, password="guess", socket_timeout=60)
     with client, pytest.raises(valkey.exceptions.AuthenticationError):
         client.ping()
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from bulk_getters import SLAB, MakeGetter, fill, fill_cluster, key, requests, shard_of, soon
 from chunk_sinks import RecordingSink
+from held_clock import HeldClock
 from real_store import RedisCluster, RedisServer
 
 from shadowserve_dataplane.chunks import store_key
@@ -82,7 +83,7 @@ def test_two_getters_share_the_requests_of_one_iterator(redis_standalone: RedisS
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert sinks[0].values | sinks[1].values == values
     assert not sinks[0].values.keys() & sinks[1].values.keys()
 
@@ -161,7 +162,14 @@ def test_one_paused_shard_holds_up_only_its_own_chunks(redis_cluster: RedisClust
     silent = redis_cluster.shards[1]
     theirs = {number for number in values if shard_of(redis_cluster, number) is silent}
     silent.pause()
-    sink = getter.get(requests(range(60)), Deadline.after(1.0))
+    held, sink = HeldClock(), RecordingSink()
+
+    def clock() -> float:
+        if len(sink.values) == len(values) - len(theirs):
+            held.let_go()
+        return held()
+
+    getter.get(requests(range(60)), Deadline.after(0.5, clock), sink=sink)
     assert sink.errors.keys() == theirs
     assert {type(error) for error in sink.errors.values()} == {DeadlineExceeded}
     assert sink.values.keys() == values.keys() - theirs
@@ -185,16 +193,17 @@ def test_paused_in_the_middle_only_what_is_outstanding_is_lost(
     redis_standalone: RedisServer, getter_of: MakeGetter
 ) -> None:
     values = fill(redis_standalone, dict.fromkeys(range(8), 100_000))
-    sink = RecordingSink()
+    clock, sink = HeldClock(), RecordingSink()
 
     def source() -> Iterator[BulkRequest]:
         for request in requests(range(8)):
             if request.index == 5:
                 redis_standalone.pause()
+                clock.let_go()
             yield request
 
     getter = getter_of(redis_standalone.settings())
-    getter.get(source(), Deadline.after(0.5), sink=sink)
+    getter.get(source(), Deadline.after(0.3, clock), sink=sink)
     assert sink.values.keys() | sink.errors.keys() == values.keys()
     assert sink.values.keys() >= {0, 1, 2, 3}
     assert {type(error) for error in sink.errors.values()} == {DeadlineExceeded}

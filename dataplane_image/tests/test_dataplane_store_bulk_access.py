@@ -55,7 +55,7 @@ def test_wrong_tls_is_named(store_binary: str, tmp_path: Path, certificate: Cert
 def test_tls_to_a_store_without_it_is_named(
     redis_standalone: RedisServer, certificate: Certificate, getter_of: MakeGetter
 ) -> None:
-    settings = redis_standalone.settings(tls=certificate.client_context(), connect_timeout=0.1)
+    settings = redis_standalone.settings(tls=certificate.client_context(), connect_timeout=0.5)
     sink = getter_of(settings).get(requests(range(3)))
     assert {type(error) for error in sink.errors.values()} == {NetworkError}
     assert "redis://" in str(sink.errors[0])

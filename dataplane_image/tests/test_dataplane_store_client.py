@@ -28,7 +28,7 @@ def key(number: int) -> ChunkKey:
 
 
 def soon() -> Deadline:
-    return Deadline.after(10)
+    return Deadline.after(60)
 
 
 @asynccontextmanager
@@ -147,12 +147,21 @@ async def test_a_put_given_up_leaves_the_connection_in_step(redis_standalone: Re
 
 
 async def test_a_put_given_up_leaves_no_connection_to_a_store_that_takes_nothing(redis_standalone: RedisServer) -> None:
-    opened = len(os.listdir("/proc/self/fd"))
+    opened = open_sockets()
     async with client_of(redis_standalone.settings()) as client:
         redis_standalone.pause()
         with pytest.raises(DeadlineExceeded):
             await client.put(key(1), os.urandom(8_000_000), Deadline.after(0.2))
-    assert len(os.listdir("/proc/self/fd")) == opened
+    assert not open_sockets() - opened
+
+
+def open_sockets() -> set[str]:
+    """Return the sockets of this process; other tests' may still be closing."""
+    names = set()
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the one that lists this folder
+            names.add(os.readlink(each))
+    return {name for name in names if name.startswith("socket:")}
 
 
 async def test_a_cancelled_look_up_leaves_the_connection_in_step(redis_standalone: RedisServer) -> None:
@@ -217,7 +226,7 @@ async def answered(client: StoreClient, wanted: ChunkKey) -> list[bool]:
 
 async def test_a_paused_first_endpoint_does_not_hold_up_discovery(redis_cluster: RedisCluster) -> None:
     redis_cluster.shards[0].pause()
-    async with client_of(redis_cluster.settings(connect_timeout=30.0, read_timeout=30.0)) as client:
+    async with client_of(redis_cluster.settings(connect_timeout=300.0, read_timeout=300.0)) as client:
         slot_map = await client.topology(soon())
     assert set(slot_map.addresses) == {shard.address for shard in redis_cluster.shards}
 
@@ -259,7 +268,7 @@ async def test_wrong_tls_is_named(
 
 
 async def test_tls_to_a_store_without_it_is_named(redis_standalone: RedisServer, certificate: Certificate) -> None:
-    async with client_of(redis_standalone.settings(tls=certificate.client_context(), connect_timeout=0.3)) as client:
+    async with client_of(redis_standalone.settings(tls=certificate.client_context(), connect_timeout=1.0)) as client:
         with pytest.raises(NetworkError, match="redis://"):
             await client.exists([key(1)], soon())
 

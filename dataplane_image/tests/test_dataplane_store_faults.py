@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 from chunk_sinks import RecordingSink
-from real_store import free_port
 from scripted_store import Peer, Script, ScriptedStore
 
 from shadowserve_dataplane.chunks import ChunkKey
@@ -15,11 +14,12 @@ from shadowserve_dataplane.store.bulk import BulkGetter, BulkRequest
 from shadowserve_dataplane.store.discovery import topology_source
 from shadowserve_dataplane.store.settings import StoreSettings
 from shadowserve_dataplane.store.topology import Address, SlotMap, Topology, slot_of
+from shadowserve_lab.processes import free_port
 
 REQUESTS = [BulkRequest(number, ChunkKey(number.to_bytes(32, "big"))) for number in range(3)]
 
 
-def read(scripts: list[Script], seconds: float = 20.0, **changes: object) -> RecordingSink:
+def read(scripts: list[Script], seconds: float = 60.0, **changes: object) -> RecordingSink:
     """Return what becomes of three requests to a store that plays `scripts`."""
     buffers = BufferPool(1 << 16, 1, "test")
     sink = RecordingSink()
@@ -134,7 +134,7 @@ def test_silence_longer_than_the_read_timeout_ends_the_connection() -> None:
     def silent(peer: Peer) -> None:
         peer.wait_for_hang_up()
 
-    sink = read([silent, serve], read_timeout=0.1)
+    sink = read([silent, serve], read_timeout=1.0)
     assert sink.values == {0: b"0", 1: b"1", 2: b"2"}
 
 
@@ -142,7 +142,7 @@ def test_silence_after_auth_counts_against_the_connect_timeout() -> None:
     def silent(peer: Peer) -> None:
         peer.wait_for_hang_up()
 
-    sink = read([silent] * 4, password="secret", connect_timeout=0.05)
+    sink = read([silent] * 4, password="secret", connect_timeout=0.3)
     assert {type(error) for error in sink.errors.values()} == {NetworkError}
     assert "did not let us in" in str(sink.errors[0])
 
@@ -178,7 +178,7 @@ def read_cluster(first: Address, then: Address) -> RecordingSink:
     settings = StoreSettings(endpoints=(first,), topology=Topology.CLUSTER)
     getter = BulkGetter(settings, Takeover(first, then), BufferPool(1 << 16, 1, "test"))
     sink = RecordingSink()
-    getter.get(REQUESTS, sink, Deadline.after(20))
+    getter.get(REQUESTS, sink, Deadline.after(60))
     getter.close()
     return sink
 
@@ -205,7 +205,7 @@ def test_a_slot_that_nobody_serves_is_told() -> None:
         settings = StoreSettings(endpoints=(store.address,), topology=Topology.CLUSTER)
         getter = BulkGetter(settings, Uncovered(), BufferPool(1 << 16, 1, "test"))
         sink = RecordingSink()
-        getter.get(REQUESTS[:1], sink, Deadline.after(20))
+        getter.get(REQUESTS[:1], sink, Deadline.after(60))
         getter.close()
     assert "no shard of the cluster serves slot" in str(sink.errors[0])
 

@@ -35,7 +35,7 @@ async def test_closing_that_is_given_up_has_closed(
     with RedisServer(tmp_path, tls=certificate if tls else None) as server:
         for steps in STEPS:
             client = StoreClient(server.settings())
-            await client.ping(Deadline.after(10))
+            await client.ping(Deadline.after(60))
             await given_up_after(steps, client.close())
             await asyncio.to_thread(wait_until, lambda: hung_up(server), f"closed after {steps} turns")
 
@@ -47,7 +47,7 @@ async def test_calls_that_are_given_up_at_any_moment_leave_no_connection(
     with RedisServer(tmp_path, tls=certificate if tls else None) as server:
         for steps in STEPS:
             client = StoreClient(server.settings())
-            calls = (client.ping(Deadline.after(10)) for _ in range(3))
+            calls = (client.ping(Deadline.after(60)) for _ in range(3))
             await given_up_after(steps, asyncio.gather(*calls))
             await client.close()
             await asyncio.to_thread(wait_until, lambda: hung_up(server), f"closed after {steps} turns")
@@ -56,7 +56,7 @@ async def test_calls_that_are_given_up_at_any_moment_leave_no_connection(
 async def test_closing_ends_what_is_still_connecting(redis_standalone: RedisServer) -> None:
     for steps in STEPS:
         client = StoreClient(redis_standalone.settings())
-        call = asyncio.ensure_future(client.ping(Deadline.after(10)))
+        call = asyncio.ensure_future(client.ping(Deadline.after(60)))
         for _ in range(steps):
             await asyncio.sleep(0)
         await client.close()
@@ -66,7 +66,7 @@ async def test_closing_ends_what_is_still_connecting(redis_standalone: RedisServ
 
 async def test_one_dead_shard_leaves_no_ping_behind(redis_cluster: RedisCluster) -> None:
     client = StoreClient(redis_cluster.settings())
-    await client.topology(Deadline.after(10))
+    await client.topology(Deadline.after(60))
     redis_cluster.shards[0].kill()
     redis_cluster.shards[2].pause()
     with pytest.raises(DeadlineExceeded):

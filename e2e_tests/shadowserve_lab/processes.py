@@ -1,6 +1,7 @@
 """Programs of a stack: started under a guard, waited for, killed, paused; logs go to files."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -14,6 +15,10 @@ _GUARD = Path(__file__).with_name("guard.py")
 _POLL_SECONDS = 0.05
 _STOP_SECONDS = 40.0
 _TAIL_LINES = 25
+_BUS = 10_000
+"""So far above its own port a store listens for the other servers of its cluster."""
+_PORTS = range(10_240, 32_768 - _BUS)
+"""Below those that kernels give to whoever asks for any port, or connects."""
 
 
 class ProcessFailed(Exception):
@@ -21,9 +26,17 @@ class ProcessFailed(Exception):
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """Return a TCP port that is free now, at every address, and so is the one of a store's bus.
+
+    It is none that the kernel gives away by itself: such a port can be some connection's before a server has started
+    there, or has started again; and who connects to it while nobody listens may reach himself.
+    """
+    while True:
+        port = random.SystemRandom().choice(_PORTS)
+        with socket.socket() as own, socket.socket() as bus, suppress(OSError):
+            own.bind(("", port))
+            bus.bind(("", port + _BUS))
+            return port
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:

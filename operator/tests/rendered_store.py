@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -23,13 +22,14 @@ from typing import Any
 from fakes import FakeCluster, FakeNetwork
 
 from shadowserve_crds import names
+from shadowserve_lab.processes import free_port
 from shadowserve_operator.kinds import CONFIG_MAP, DAEMON_SET, SECRET, Ref
 from shadowserve_operator.reconcile import reconcile_prefixcache
 from shadowserve_operator.settings import OperatorSettings
 
 SERVER = shutil.which("valkey-server") or shutil.which("redis-server")
 CLIENT = shutil.which("valkey-cli") or shutil.which("redis-cli")
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Rendered:
     @classmethod
     def make(cls, folder: Path, transport: str, now: datetime, **spec: Any) -> "Rendered":
         """Return what the operator makes of a PrefixCache, `spec` beside its transport, as files."""
-        found = cls(folder, _free_port(), transport)
+        found = cls(folder, free_port(), transport)
         metadata = {"name": "kv", "namespace": "default", "generation": 1}
         body = {"apiVersion": names.API_VERSION, "kind": "PrefixCache", "metadata": metadata}
         found.cluster.put({**body, "spec": {"security": {"transport": transport}, **spec}})
@@ -99,17 +99,10 @@ class Rendered:
         files = ["--tls", "--cacert", ca, "--cert", certificate, "--key", key]
         where = [CLIENT, "-h", "localhost", "-p", str(self.port), *(files if self.transport == "MutualTLS" else [])]
         login = ["--user", user, "--pass", password, "--no-auth-warning"]
-        done = subprocess.run([*where, *login, *command], capture_output=True, text=True, check=False, timeout=10)
+        done = subprocess.run(
+            [*where, *login, *command], capture_output=True, text=True, check=False, timeout=START_SECONDS
+        )
         return done.stdout + done.stderr
-
-
-def _free_port() -> int:
-    while True:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = int(free.getsockname()[1])
-        if port < 50_000:  # the servers' own port is 10000 above
-            return port
 
 
 @contextmanager
@@ -131,14 +124,14 @@ def store_running(rendered: Rendered) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.communicate(timeout=10)
+        process.communicate(timeout=START_SECONDS)
 
 
 def _form(store: Rendered) -> None:
     """Give the server all slots, as the operator does."""
     password = (store.folder / "kv-store-users/admin-password").read_text()
     assert "OK" in store.run("shadowserve-operator", password, "CLUSTER", "ADDSLOTSRANGE", "0", "16383")
-    end = time.monotonic() + 20
+    end = time.monotonic() + START_SECONDS
     while "cluster_state:ok" not in store.run("shadowserve-operator", password, "CLUSTER", "INFO"):
         assert time.monotonic() < end, "the cluster is not formed"
         time.sleep(0.05)
@@ -169,4 +162,4 @@ def data_plane_running(store: Rendered) -> Iterator[tuple[int, int]]:
         yield jobs, metrics
     finally:
         process.terminate()
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=START_SECONDS) == 0

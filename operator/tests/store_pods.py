@@ -5,7 +5,6 @@ They run with the configuration, users and certificates that the operator render
 
 import asyncio
 import shutil
-import socket
 import subprocess
 from base64 import b64decode
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 
 from shadowserve_crds import names
 from shadowserve_crds.prefixcache import PrefixCache
+from shadowserve_lab.processes import free_port
 from shadowserve_operator import pki
 from shadowserve_operator.desired.certificates import wanted_certificates
 from shadowserve_operator.desired.secrets import ADMIN_USER, SecretValues, secret_manifests
@@ -34,16 +34,6 @@ def a_cache(shards: int = 1, replicas: int = 0, transport: str = "MutualTLS") ->
     }
     metadata = {"name": "kv", "namespace": "default", "uid": "0-1", "generation": 1}
     return PrefixCache.parse({"metadata": metadata, "spec": spec})
-
-
-def free_port() -> int:
-    """Return a port that is free on all of the loopback network, and that the bus has room above."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port < 50_000:
-            return port
 
 
 @dataclass
@@ -119,7 +109,7 @@ class StorePods:
             self.running[number] = subprocess.Popen(command, stdout=log, stderr=log)
 
     async def _accepts(self, number: int) -> None:
-        for _ in range(400):
+        for _ in range(3000):
             assert self.running[number].poll() is None, f"server {number} ended: see {self.folder}"
             try:
                 _, writer = await asyncio.open_connection(self.member(number).address, self.port)
@@ -141,7 +131,7 @@ class StorePods:
         for number in numbers:
             process = self.running.pop(number)
             process.kill()
-            process.wait(20)
+            process.wait(60)
 
     def stop(self) -> None:
         """Kill all servers."""

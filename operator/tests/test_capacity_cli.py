@@ -23,7 +23,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from capacity_windows import QUICK
 
     folder = tmp_path_factory.mktemp("capacity")
-    _, observations = known_pool(12)
+    _, observations = known_pool(30)
     (folder / "windows.json").write_text(json.dumps(as_json(observations)))
     (folder / "posterior.json").write_text(json.dumps(write_posterior(fit(observations, 1, QUICK))))
     return folder
@@ -38,7 +38,7 @@ def test_fit_writes_what_plan_reads(files: Path, tmp_path: Path) -> None:
     code, out, err = run("fit", files / "windows.json", "-o", posterior, "--steps", 200, "--plot", trace, "--json")
     assert code == 0, err
     said = json.loads(out)
-    assert said["seen"]["windows"] == 12
+    assert said["seen"]["windows"] == 30
     assert said["diagnostics"]["prefill_rate"]["ess_bulk"] > 0
     assert trace.read_bytes().startswith(b"\x89PNG")
     assert run("plan", posterior, *LOAD, "--slo", "TTFT p90 <= 30s")[0] == 0
@@ -77,7 +77,7 @@ def test_predict_compares_with_windows(files: Path, tmp_path: Path) -> None:
     plot = tmp_path / "plot.svg"
     code, out, _ = run("predict", files / "posterior.json", "--windows", files / "windows.json", "--plot", plot)
     assert code == 0
-    assert "of 12 windows inside the 80% interval" in out
+    assert "of 30 windows inside the 80% interval" in out
     assert "<svg" in plot.read_text()
 
 

@@ -84,7 +84,7 @@ def test_remote_workers_give_the_serial_bytes_and_may_die(tmp_path: Path) -> Non
         assert chain.sha256 == run_serial(problem).sha256
         assert killed.is_set()
         remote.close()
-        assert workers[0].wait(30) == 0
+        assert workers[0].wait(60) == 0
     finally:
         remote.close()
         for worker in workers:

@@ -39,8 +39,8 @@ class Slow:
         return 0.0
 
     def log_likelihood(self, theta: State, batch: int) -> float:
-        end = time.perf_counter() + 0.002
-        while time.perf_counter() < end:
+        end = time.thread_time() + 0.002  # of a processor: who gets little of one has as much time to interfere
+        while time.thread_time() < end:
             pass
         return -0.5 * self.scale * float((theta * theta).sum()) / (batch + 1)
 
@@ -112,7 +112,7 @@ def test_killed_and_stopped_workers_cost_time_only(signals: list[int]) -> None:
     problem = slow_problem(40)
     with processes(problem.target, 2) as hiring:
         troubled = Troubled(hiring, [])
-        options = Options(stall_seconds=0.05, told_every=0.1, tell=interfere(signals, troubled))
+        options = Options(stall_seconds=0.05, told_every=0.0, tell=interfere(signals, troubled))
         chain, _ = run_parallel(problem, troubled, 2, PartialData(), options)
     assert not signals, "there was time for all the trouble"
     assert chain.sha256 == run_serial(problem).sha256
@@ -120,7 +120,7 @@ def test_killed_and_stopped_workers_cost_time_only(signals: list[int]) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_while_all_workers_are_stopped_the_master_does_it_all(workers: int) -> None:
-    problem = slow_problem(40)
+    problem = slow_problem(15)
     with processes(problem.target, workers) as hiring:
         troubled = Troubled(hiring, [])
         stopped: set[int] = set()
@@ -174,7 +174,7 @@ def test_arrays_are_shared_and_not_copied() -> None:
     with processes(problem.target, 1) as hiring:
         (link,) = hiring.hired()
         assert isinstance(link, ProcessLink)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while not link.received():
             assert time.monotonic() < deadline
             threading.Event().wait(0.01)

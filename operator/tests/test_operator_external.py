@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
-from store_pods import SERVER, StorePods, free_port
+from store_pods import SERVER, StorePods
 
+from shadowserve_lab.processes import free_port
 from shadowserve_operator.desired.external_store import Finding
 from shadowserve_operator.store_admin import ExternalAccess, find_out
 

@@ -130,7 +130,7 @@ def shown(port: int, files: Path, protocols: list[str]) -> str:
     context.check_hostname = False
     context.set_alpn_protocols(protocols)
     with (
-        contextlib.closing(socket.create_connection(("127.0.0.1", port), timeout=10)) as plain,
+        contextlib.closing(socket.create_connection(("127.0.0.1", port), timeout=START_SECONDS)) as plain,
         context.wrap_socket(plain) as encrypted,
     ):
         return ssl.DER_cert_to_PEM_cert(encrypted.getpeercert(binary_form=True) or b"")

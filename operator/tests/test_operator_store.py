@@ -10,11 +10,12 @@ import subprocess
 import time
 from base64 import b64encode
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from rendered_store import CLIENT, SERVER, Rendered, data_plane_running, store_running
+from rendered_store import CLIENT, SERVER, START_SECONDS, Rendered, data_plane_running, store_running
 
 from shadowserve_crds import names
 from shadowserve_dataplane.chunks import ChunkKey
@@ -32,9 +33,9 @@ pytestmark = pytest.mark.skipif(SERVER is None or CLIENT is None, reason="no val
 _KEY = ChunkKey(bytes(range(32)))
 
 
-@pytest.fixture(params=["MutualTLS", "Plaintext"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rendered]:
-    rendered = Rendered.make(tmp_path, request.param, datetime.now(UTC))
+@pytest.fixture(scope="module", params=["MutualTLS", "Plaintext"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rendered]:
+    rendered = Rendered.make(tmp_path_factory.mktemp(request.param), request.param, datetime.now(UTC))
     with store_running(rendered):
         yield rendered
 
@@ -43,7 +44,7 @@ async def test_a_sidecar_stores_and_finds(store: Rendered) -> None:
     config = parse_config((store.folder / "config.json").read_bytes())
     client = StoreClient(store_settings(config))
     try:
-        deadline = Deadline.after(10, time.monotonic)
+        deadline = Deadline.after(START_SECONDS, time.monotonic)
         assert await client.put(_KEY, b"chunk", deadline) is PutOutcome.STORED
         assert await client.present(_KEY, deadline)
         await client.ping(deadline)
@@ -52,11 +53,11 @@ async def test_a_sidecar_stores_and_finds(store: Rendered) -> None:
 
 
 async def test_nobody_gets_in_without_the_password(store: Rendered) -> None:
-    (store.folder / "kv-secrets/store-password").write_text("wrong")
-    client = StoreClient(store_settings(parse_config((store.folder / "config.json").read_bytes())))
+    settings = store_settings(parse_config((store.folder / "config.json").read_bytes()))
+    client = StoreClient(replace(settings, password="wrong"))
     try:
         with pytest.raises(StoreRefused, match="check username and password"):
-            await client.put(_KEY, b"chunk", Deadline.after(10, time.monotonic))
+            await client.put(_KEY, b"chunk", Deadline.after(START_SECONDS, time.monotonic))
     finally:
         await client.close()
 
@@ -94,7 +95,7 @@ def test_a_renewed_certificate_counts_without_a_restart(store: Rendered) -> None
     with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            end = time.monotonic() + 20
+            end = time.monotonic() + START_SECONDS
             assert process.stdout.readline() == "watching the certificate\n"
             # another certificate of the same authority, for the same name: signed for the store anew
             authority = pki.read(files_of({"data": _encoded(store.folder / "kv-authority")}))
@@ -119,7 +120,7 @@ def _shown(store: Rendered, own: Path) -> bytes:
     context = ssl.create_default_context(cafile=str(own / "ca.crt"))
     context.load_cert_chain(own / "tls.crt", own / "tls.key")
     with (
-        socket.create_connection(("127.0.0.1", store.port), timeout=10) as plain,
+        socket.create_connection(("127.0.0.1", store.port), timeout=START_SECONDS) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as encrypted,
     ):
         shown = encrypted.getpeercert(binary_form=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import xxhash
+import zstandard
 from codec_samples import encode, land, parse, sample_values
 
 from shadowserve_dataplane.chunks import KvShape
@@ -126,3 +127,20 @@ def test_frames_that_are_too_long_and_too_short_do_not_make_up_for_each_other() 
         damaged = forged(chunk, bodies)
         with pytest.raises(ChunkDamaged, match=r"frame 2 \(CODES\).*more bytes"):
             list(runs(damaged, LandingMode.CODES, [len(damaged)], EVERYTHING))
+
+
+def test_no_frame_may_end_in_the_next_one() -> None:
+    """The zstd frame of frame 2 goes on into frame 3, which begins with what looks like a zstd frame's beginning."""
+    chunk, block = CHUNKS[Tier.BALANCED], 1 << 17
+    zeros = frame_compressor().compress(bytes(FRAME_BYTES))
+    header = zeros[: zstandard.frame_header_size(zeros)]
+    raw, repeated = (block << 3).to_bytes(3, "little"), (block << 3 | 2).to_bytes(3, "little") + b"\1"
+    last = (FRAME_BYTES - block << 3 | 3).to_bytes(3, "little") + b"\1"
+    content = bytes(1000) + header + bytes(block - 1000 - len(header))
+    whole = header + raw + content + last + header + repeated + last
+    cut = whole.index(content) + 1000
+    assert zstandard.frame_content_size(whole[cut:]) == FRAME_BYTES
+    damaged = forged(chunk, {2: whole[:cut], 3: whole[cut:]})
+    for mode in LandingMode:
+        with pytest.raises(ChunkDamaged, match=r"frame 2 \(CODES\)"):
+            list(runs(damaged, mode, [len(damaged)], EVERYTHING))

@@ -10,7 +10,7 @@ import xxhash
 from shadowserve_dataplane.chunks import KvShape
 from shadowserve_dataplane.codec.bytewise import BytePlanes
 from shadowserve_dataplane.codec.dequantize import dequantizer
-from shadowserve_dataplane.codec.entropy import FrameInflater, declares
+from shadowserve_dataplane.codec.entropy import FrameInflater, is_one_frame
 from shadowserve_dataplane.codec.format import (
     MAX_EXACT_ROWS,
     ChunkHeader,
@@ -64,14 +64,14 @@ class FrameDecoder:
         """Verify CODES frames that follow one another, and unpack all of them at once into `destination`.
 
         Returns False, and has perhaps written something, when they have to be decoded one by one: one is broken, or is
-        not a zstd frame of the right length.
+        not exactly one zstd frame of the right length: one might otherwise end in the next, where nobody would see it.
         """
         at = 0
         for frame in frames:
             part = encoded[at : at + frame.encoded_bytes]
             if xxhash.xxh3_64_intdigest(part) != frame.checksum:
                 return False
-            if frame.entropy is Entropy.RAW or not declares(part, frame.raw_bytes):
+            if frame.entropy is Entropy.RAW or not is_one_frame(part, frame.raw_bytes):
                 return False
             at += frame.encoded_bytes
         try:

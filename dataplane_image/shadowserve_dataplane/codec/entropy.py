@@ -10,6 +10,8 @@ from shadowserve_dataplane.errors import ChunkDamaged
 
 _HUFFMAN_ONLY = {"window_log": 17, "hash_log": 6, "chain_log": 6, "min_match": 7, "target_length": 0}
 
+_BLOCK_HEADER_BYTES, _LAST_BLOCK, _BLOCK_TYPE, _REPEATED_BYTE = 3, 0b001, 0b110, 0b010
+
 
 def frame_compressor() -> zstandard.ZstdCompressor:
     """Return a compressor for frames; not thread-safe. Frames carry their content size and no checksum of their own."""
@@ -19,12 +21,24 @@ def frame_compressor() -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(compression_params=parameters)
 
 
-def declares(encoded: memoryview, size: int) -> bool:
-    """Return whether the first zstd frame of `encoded` says of itself that it holds `size` bytes."""
+def is_one_frame(encoded: memoryview, size: int) -> bool:
+    """Return whether `encoded` is exactly one zstd frame that says of itself that it holds `size` bytes.
+
+    Goes from block to block (RFC 8878, 3.1.1.2) and decompresses nothing. Frames with a checksum count as others.
+    """
     try:
-        return bool(zstandard.frame_content_size(encoded) == size)
+        if zstandard.frame_content_size(encoded) != size:
+            return False
+        at = zstandard.frame_header_size(encoded)
     except zstandard.ZstdError:
         return False
+    end = encoded.nbytes - _BLOCK_HEADER_BYTES
+    while at <= end:
+        block = encoded[at] | encoded[at + 1] << 8 | encoded[at + 2] << 16
+        at += _BLOCK_HEADER_BYTES + (1 if block & _BLOCK_TYPE == _REPEATED_BYTE else block >> 3)
+        if block & _LAST_BLOCK:
+            return at == encoded.nbytes
+    return False
 
 
 class FrameInflater:

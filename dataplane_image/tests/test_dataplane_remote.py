@@ -5,6 +5,7 @@ import re
 import signal
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -35,10 +36,25 @@ def plane(tmp_path: Path, redis_standalone: RedisServer) -> Iterator[DataPlanePr
 
 @pytest.fixture
 async def remote(plane: DataPlaneProcess) -> AsyncIterator[RemoteDataPlane]:
-    made = RemoteDataPlane(plane.endpoint, keepalive=0.3)
+    """One that does not take a busy machine for a data plane that hangs."""
+    async with attached(plane, keepalive=SECONDS) as made:
+        yield made
+
+
+@pytest.fixture
+async def watchful(plane: DataPlaneProcess) -> AsyncIterator[RemoteDataPlane]:
+    async with attached(plane, keepalive=1.0) as made:
+        yield made
+
+
+@asynccontextmanager
+async def attached(plane: DataPlaneProcess, keepalive: float) -> AsyncIterator[RemoteDataPlane]:
+    made = RemoteDataPlane(plane.endpoint, keepalive=keepalive)
     await made.attach("test", NOWHERE)
-    yield made
-    await made.close()
+    try:
+        yield made
+    finally:
+        await made.close()
 
 
 def job(seconds: float = SECONDS, chunks: int = 1) -> FetchJob:
@@ -52,14 +68,14 @@ async def results_of(remote: RemoteDataPlane, wanted: FetchJob) -> list[ChunkRes
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
 async def test_a_data_plane_that_dies_leaves_or_hangs_is_lost(
-    plane: DataPlaneProcess, remote: RemoteDataPlane, number: signal.Signals
+    plane: DataPlaneProcess, watchful: RemoteDataPlane, number: signal.Signals
 ) -> None:
-    watching = asyncio.ensure_future(remote.lost())
+    watching = asyncio.ensure_future(watchful.lost())
     assert not (await asyncio.wait([watching], timeout=0))[0], "it is there"
     assert plane.process is not None
     plane.process.send_signal(number)
     await asyncio.wait_for(watching, SECONDS)
-    await asyncio.wait_for(remote.lost(), SECONDS)  # whoever asks later hears it at once
+    await asyncio.wait_for(watchful.lost(), SECONDS)  # whoever asks later hears it at once
 
 
 async def test_a_data_plane_that_took_its_place_is_not_the_one_that_was_attached(
@@ -71,6 +87,17 @@ async def test_a_data_plane_that_took_its_place_is_not_the_one_that_was_attached
     await asyncio.wait_for(watching, SECONDS)
     with pytest.raises(NetworkError):
         await results_of(remote, job())
+
+
+async def test_the_way_to_a_data_plane_leads_through_no_proxy(
+    plane: DataPlaneProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name)
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    async with attached(plane, keepalive=SECONDS) as remote:
+        assert remote.version
 
 
 async def test_nobody_attached_is_nobody_there() -> None:
@@ -87,10 +114,10 @@ async def test_nobody_attached_is_nobody_there() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 async def test_a_fetch_ends_when_the_data_plane_does(
-    plane: DataPlaneProcess, remote: RemoteDataPlane, redis_standalone: RedisServer, number: signal.Signals
+    plane: DataPlaneProcess, watchful: RemoteDataPlane, redis_standalone: RedisServer, number: signal.Signals
 ) -> None:
     redis_standalone.pause()
-    fetching = asyncio.ensure_future(results_of(remote, job()))
+    fetching = asyncio.ensure_future(results_of(watchful, job()))
     await asyncio.to_thread(wait_until, lambda: in_flight(plane) == 1, "the fetch to begin", SECONDS)
     assert plane.process is not None
     plane.process.send_signal(number)

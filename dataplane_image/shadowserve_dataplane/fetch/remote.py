@@ -25,6 +25,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.client_idle_timeout_ms", 2**31 - 1),
+    ("grpc.enable_http_proxy", 0),  # engines' pods often name one for the way out of the cluster
     ("grpc.enable_retries", 0),
     ("grpc.use_local_subchannel_pool", 1),
 )

@@ -30,8 +30,8 @@ _READS, _WRITES = ("get", "list"), ("apply", "overwrite", "delete", "write_statu
 _KINDS = (*CHILD_KINDS, DEPLOYMENT, POD, PREFIX_CACHE, INFERENCE_POOL)
 _CARD = Ref(DPU_BINDING, "", "card-0")
 _CHANCE = re.compile(
-    r'"(uid|resourceVersion|creationTimestamp|generation|clusterIPs?|cacheGeneration|shadowserve.io/(?:config|login))"'
-    r': ("[^"]*"|\d+|\[[^\]]*\]),? ?'
+    r'\\?"(uid|resourceVersion|creationTimestamp|generation|clusterIPs?|cacheGeneration|settings'
+    r'|shadowserve.io/(?:config|login))\\?": (\\?"[^"\\]*\\?"|\d+|\[[^\]]*\]),? ?'
 )
 _RESOURCES = ((PREFIX_CACHE, "kv"), (INFERENCE_POOL, "chat"))
 _MOST_ROUNDS = 12

@@ -208,7 +208,7 @@ class InferencePoolCondition(StrEnum):
     """Every pod runs with the sidecar, which took its engine, and all compute the same keys.
 
     Reasons: Succeeded, CacheNotFound, PodsWithoutSidecar, LandingBufferTooSmall, EngineRefused, HashContractDiffers,
-    Failed (blocks do not fit into chunks), NotNeeded.
+    OlderSettings (a pod was just too early), Failed (blocks do not fit into chunks), NotNeeded.
     """
     ROLLOUT_COMPLETE = "RolloutComplete"
     """All pods are of the current template (reasons: Succeeded, Pending)."""

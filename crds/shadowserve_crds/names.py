@@ -28,7 +28,7 @@ DATA_PLANE_ANNOTATION: Final = "shadowserve.io/data-plane"
 SPEC_HASH_ANNOTATION: Final = "shadowserve.io/spec-hash"
 CONFIG_ANNOTATION: Final = "shadowserve.io/config"
 """On the ConfigMap with config.json: a digest of all that sidecars read at their start; on an injected pod: the same of
-the settings that it was made with. Only the operator computes it."""
+the settings that it was made for, and if it opted in of those that it really read. Only the operator computes it."""
 LOGIN_ANNOTATION: Final = "shadowserve.io/login"
 """On a data plane's pod: a digest of how it logs in to the store."""
 GENERATION_ANNOTATION: Final = "shadowserve.io/generation"

@@ -58,6 +58,25 @@ def test_an_engine_has_attached_when_all_of_its_halves_have(sidecar: SidecarProc
         assert (told(sidecar)["state"], told(sidecar)["contract"]) == ("Waiting", ""), "another engine begins anew"
 
 
+def test_the_answer_is_the_one_that_the_operator_reads(tmp_path: Path, redis_standalone: RedisServer) -> None:
+    wanted = json.loads((Path(__file__).parent / "fixtures/attachment.json").read_text())
+    config = config_for(redis_standalone, settings=wanted["settings"])
+    with (
+        SidecarProcess(tmp_path / "s", config=config) as sidecar,
+        Client(sidecar.socket, SHAPE, role="scheduler") as scheduler,
+        Client(sidecar.socket, SHAPE, dtype="int4") as worker,
+    ):
+        scheduler.say_hello()
+        scheduler.send(Contract(scheduler.session, bytes.fromhex(wanted["contract"])))
+        worker.send(worker.hello)
+        worker.receive(Refused)
+        wait_until(lambda: told(sidecar)["contract"] == wanted["contract"], "the contract")
+        found = told(sidecar)
+    assert {key: type(value) for key, value in found.items()} == {key: type(value) for key, value in wanted.items()}
+    same = ("state", "contract", "settings")
+    assert [found[key] for key in same] == [wanted[key] for key in same]
+
+
 def test_a_landing_buffer_for_fewer_chunks_than_a_fetch_wants_is_told_with_what_it_needs(
     tmp_path: Path, redis_standalone: RedisServer
 ) -> None:

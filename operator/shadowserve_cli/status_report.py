@@ -257,8 +257,11 @@ def _outdated(picture: Picture) -> Iterable[Trouble]:
 
 
 def has_older_settings(pod: Json, written: str | None) -> bool:
-    """Return whether an injected pod was made with other settings than are `written` now, None = that is not known."""
+    """Return whether an injected pod has other settings than are `written` now, None = that is not known.
+
+    What the webhook did not know when it made the pod ("") the operator finds out once the sidecar runs.
+    """
     annotations = pod["metadata"].get("annotations") or {}
     if written is None or names.INJECTED_ANNOTATION not in annotations:
         return False
-    return bool(annotations.get(names.CONFIG_ANNOTATION) != written)
+    return annotations.get(names.CONFIG_ANNOTATION) not in ("", written)

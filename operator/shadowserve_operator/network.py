@@ -108,6 +108,7 @@ async def _attached(session: aiohttp.ClientSession, sidecar: Plane) -> SidecarSa
             int(found["chunks"]),
             int(found["wantedBytes"]),
             str(found["contract"]),
+            str(found.get("settings", "")),  # sidecars of an older release do not tell it
         )
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         return SidecarSays(sidecar, EngineState.UNREACHABLE, _why(error))

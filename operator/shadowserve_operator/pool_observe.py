@@ -36,7 +36,8 @@ _CHILD_KINDS = (DEPLOYMENT, SERVICE, DISRUPTION_BUDGET)
 class PoolPod:
     """An engine pod. `told` is its data plane's endpoint, "" = told to use none; `trouble` says what keeps it down.
 
-    `sidecar` is where its sidecar can be asked, "" while it does not run; `template` names what the pod was made from.
+    `sidecar` is where its sidecar can be asked, "" while it does not run; `template` names what the pod was made from,
+    `settings` is the digest of those that it was made for.
     """
 
     name: str
@@ -45,6 +46,7 @@ class PoolPod:
     trouble: str
     sidecar: str = ""
     template: str = ""
+    settings: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class PoolSnapshot:
     @property
     def sidecars(self) -> tuple[SidecarPod, ...]:
         """The pods whose sidecar can be asked."""
-        return tuple(SidecarPod(pod.name, pod.sidecar, pod.template) for pod in self.pods if pod.sidecar)
+        return tuple(SidecarPod(pod.name, pod.sidecar, pod.template, pod.settings) for pod in self.pods if pod.sidecar)
 
     @property
     def deployment(self) -> Json | None:
@@ -142,6 +144,7 @@ def _pod(body: Json) -> PoolPod:
         trouble=_trouble(body),
         sidecar=sidecar_address(body) if injected else "",
         template=(body["metadata"].get("labels") or {}).get(_TEMPLATE_LABEL, ""),
+        settings=annotations.get(names.CONFIG_ANNOTATION, ""),
     )
 
 

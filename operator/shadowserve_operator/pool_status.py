@@ -98,7 +98,7 @@ def _cache_attached(pool: InferencePool, snapshot: PoolSnapshot, facts: PoolFact
         named = first_few((pod.name for pod in without), _MOST_NAMES)
         return condition(kind, False, "PodsWithoutSidecar", f"these pods run without the sidecar: {named}")
     before = next((each for each in pool.status.conditions if each.type == kind), None)
-    trouble = attachment_trouble(pool, snapshot.sidecars, facts.attachments)
+    trouble = attachment_trouble(pool, snapshot.sidecars, facts.attachments, snapshot.settings)
     if trouble := still_said(before, trouble, _silent(snapshot, facts)):
         return trouble
     return condition(kind, True, Reason.SUCCEEDED, f"every pod uses PrefixCache {snapshot.cache.name}")

@@ -17,12 +17,13 @@ from shadowserve_operator.apply import Outcome, apply
 from shadowserve_operator.bindings import forget_bindings, pairings_of, tell_bindings
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.desired.assignment import Assignment, assign
+from shadowserve_operator.desired.attachment import opted_in, read_otherwise
 from shadowserve_operator.desired.certificates import Certificate, expired
 from shadowserve_operator.desired.config import Login, admin_secret_name, config_map, config_map_name, secret_name
 from shadowserve_operator.desired.dataplane import data_plane_workload, dataplane_objects
 from shadowserve_operator.desired.left_out import left_out
 from shadowserve_operator.desired.pairing import Pairing, binding_manifests, resolve
-from shadowserve_operator.desired.round_trip import Plane, change_of, host_planes
+from shadowserve_operator.desired.round_trip import Plane, change_of, host_planes, sidecar_address
 from shadowserve_operator.desired.secrets import SecretValues, secret_manifests
 from shadowserve_operator.desired.store import store_objects
 from shadowserve_operator.external import External
@@ -44,6 +45,8 @@ from shadowserve_operator.telling import tell_invalid, tell_status
 
 _MOST_SIDECARS = 8
 """Of a large pool's sidecars so many are asked: they are all alike."""
+_MOST_OPTED_IN = 64
+"""So many pods that opted in are asked what settings they read: the youngest, since they read them only once."""
 _SHARDING_SECONDS = 5.0
 """So long a reconcile may move slots; then it looks again whether engines need it more."""
 _log = logging.getLogger(__name__)
@@ -115,6 +118,7 @@ async def reconcile_prefixcache(
     told = await _tell_pods(cluster, namespace, assignments)
     told += await tell_bindings(cluster, cache, snapshot, pairings, now)
     told += await forget_bindings(cluster, snapshot, pairings)
+    told += await _tell_settings(cluster, network, snapshot)
     if seen.plan.steps or seen.plan.waiting:
         seen = await shards.bring(network, _SHARDING_SECONDS)
     facts = _facts(cache, snapshot, desired, (pairing, assignments), (plan, outcome))
@@ -245,6 +249,18 @@ async def _tell_pods(cluster: Cluster, namespace: str, assignments: tuple[Assign
         _log.info("pod %s/%s: data plane %s: %s", namespace, each.pod.name, each.endpoint or "none", each.reason)
         await cluster.annotate(Ref(POD, namespace, each.pod.name), {names.DATA_PLANE_ANNOTATION: each.endpoint})
     return len(changed)
+
+
+async def _tell_settings(cluster: Cluster, network: Network, snapshot: Snapshot) -> int:
+    """Have pods that opted in say which settings they really read: they may have been written as the pod was made."""
+    pods = opted_in(snapshot.pods)[:_MOST_OPTED_IN]
+    asked = [Plane(pod["metadata"]["name"], sidecar_address(pod)) for pod in pods]
+    read = read_otherwise(pods, await network.attachments(asked))
+    for pod in (pod for pod in pods if pod["metadata"]["name"] in read):
+        metadata = pod["metadata"]
+        ref = Ref(POD, metadata["namespace"], metadata["name"])
+        await cluster.annotate(ref, {names.CONFIG_ANNOTATION: read[ref.name]})
+    return len(read)
 
 
 def _data(snapshot: Snapshot, name: str) -> dict[str, str]:

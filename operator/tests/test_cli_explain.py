@@ -121,6 +121,9 @@ def test_label_selectors_as_the_api_server_reads_them(
 def test_a_pod_with_older_settings_is_named_until_it_is_made_anew() -> None:
     question, body = "Has it its cache's settings?", pod("a", told="")
     assert findings(body, picture(pods=(body,)))[question].good
+    body["metadata"]["annotations"][names.CONFIG_ANNOTATION] = ""
+    assert findings(body, picture(pods=(body,)))[question].good, "the operator finds out what it read"
+    body["metadata"]["annotations"][names.CONFIG_ANNOTATION] = "of then"
     edited = picture(pods=(body,), caches=(cache(codec={"tier": "High"}),))
     found = findings(body, edited)[question]
     assert (found.good, "Delete the pod" in found.answer) == (False, True)

@@ -1,9 +1,11 @@
 """`CacheAttached` tells what sidecars say of their engines: a table, a pool's reconcile, and the real network."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,6 +60,20 @@ def test_pods_of_an_older_template_may_compute_other_keys() -> None:
     templates = {"a": "old", "b": "old", "c": "new"}
     pods = [SidecarPod(name, "10.0.0.1:9465", template) for name, template in templates.items()]
     assert attachment_trouble(POOL, pods, CONTRACTS) is None
+
+
+def test_a_pod_that_was_too_early_for_the_settings_that_it_was_made_for_is_named() -> None:
+    made_for = {"a": "new", "b": "new", "c": "old", "d": "new"}
+    pods = [SidecarPod(name, "10.0.0.1:9465", "7f9c", settings) for name, settings in made_for.items()]
+    told = [says("a", settings="new"), says("b", settings="old"), says("c", settings="old"), says("d")]
+    found = attachment_trouble(POOL, pods, told, "new")
+    assert found is not None
+    assert (found.reason, "b started with older settings than PrefixCache kv" in found.message) == (
+        "OlderSettings",
+        True,
+    )
+    assert attachment_trouble(POOL, pods, told, None) is None, "nobody knows yet"
+    assert attachment_trouble(POOL, pods, [told[0], *told[2:]], "new") is None, "the old ones are rolled"
 
 
 def test_of_many_pods_a_few_are_named() -> None:
@@ -175,14 +191,23 @@ async def a_sidecar(answer: object, held: asyncio.Event | None = None) -> AsyncI
 
 
 PATIENT = PodNetwork(patience=60.0)
-DOCUMENT = {"state": "EngineRefused", "detail": "why", "chunks": 3, "wantedBytes": 9, "contract": "0f"}
+GOLDEN = Path(__file__).parents[2] / "dataplane_image/tests/fixtures/attachment.json"
+"""What a sidecar answers, as its own tests hold it to."""
+DOCUMENT: Json = json.loads(GOLDEN.read_text())
 
 
 async def test_an_answer_is_passed_on() -> None:
     async with a_sidecar(DOCUMENT) as (plane, _):
         found = await PATIENT.attachments([plane])
-    assert found == [SidecarSays(plane, EngineState.REFUSED, "why", 3, 9, "0f")]
+    assert found == [SidecarSays(plane, EngineState.REFUSED, "why", 16, 524288, "0f", "14fcedabd7954972")]
     assert await PATIENT.attachments([]) == []
+
+
+async def test_a_sidecar_of_an_older_release_is_understood() -> None:
+    older = {key: value for key, value in DOCUMENT.items() if key != "settings"}
+    async with a_sidecar(older) as (plane, _):
+        [found] = await PATIENT.attachments([plane])
+    assert (found.state, found.settings) == (EngineState.REFUSED, "")
 
 
 async def test_of_what_a_pod_says_as_much_is_kept_as_fits_a_condition() -> None:

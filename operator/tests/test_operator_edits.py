@@ -149,6 +149,16 @@ async def test_a_pool_that_waits_for_settings_says_so_and_is_scaled_and_served_m
     assert conditions(cluster)["RolloutComplete"] == ("True", "Succeeded")
 
 
+async def test_a_rollout_that_a_person_paused_stays_paused() -> None:
+    cluster = a_cluster()
+    await until_quiet(cluster)
+    before = template(cluster)
+    cluster.objects[ENGINES]["spec"]["paused"] = True
+    put_cache(cluster, generation=2, codec={"tier": "Lossless"})
+    await until_quiet(cluster)
+    assert (template(cluster) != before, cluster.objects[ENGINES]["spec"]["paused"]) == (True, True)
+
+
 async def test_a_new_pool_waits_for_the_settings_and_says_so() -> None:
     cluster = a_cluster(replicas=0)
     settings = cluster.objects[SETTINGS]

@@ -30,12 +30,14 @@ from fakes import FakeCluster, FakeNetwork, Killed
 
 from shadowserve_crds import names
 from shadowserve_dataplane.sidecar.settings import parse_config
-from shadowserve_operator.desired.round_trip import Word
+from shadowserve_operator.desired.attachment import EngineState, SidecarSays
+from shadowserve_operator.desired.round_trip import Plane, Word
 from shadowserve_operator.kinds import (
     CONFIG_MAP,
     DAEMON_SET,
     DPU_BINDING,
     NODE,
+    POD,
     SECRET,
     SERVICE,
     STATEFUL_SET,
@@ -291,15 +293,36 @@ async def test_a_resource_that_cannot_be_parsed_says_why() -> None:
     assert not (await reconcile(cluster)).writes
 
 
+async def test_a_pod_that_opted_in_says_which_settings_it_really_read() -> None:
+    cluster, network = a_cluster(), FakeNetwork()
+
+    def stamped() -> list[str]:
+        bodies = [cluster.objects[Ref(POD, "default", name)] for name in ("alone", "of-a-pool")]
+        return [body["metadata"]["annotations"][names.CONFIG_ANNOTATION] for body in bodies]
+
+    for name, labels in (("alone", {}), ("of-a-pool", {names.POOL_LABEL: "chat"})):
+        body = engine(name, "host-0")
+        body["metadata"]["labels"] |= labels
+        body["metadata"]["annotations"][names.CONFIG_ANNOTATION] = "of then"
+        started = [{"name": names.SIDECAR_CONTAINER, "started": True}]
+        cluster.put({**body, "status": {"podIP": "10.0.0.1", "initContainerStatuses": started}})
+    await until_quiet(cluster, network=network)
+    assert stamped() == ["of then", "of then"], "who says nothing changes nothing"
+    for name in ("alone", "of-a-pool"):
+        network.engines[name] = SidecarSays(Plane(name, ""), EngineState.WAITING, settings="of now")
+    await until_quiet(cluster, network=network)
+    assert stamped() == ["of now", "of then"], "a pool's pods are replaced by what they were made for"
+
+
 def _shape(cluster: FakeCluster) -> dict[str, Any]:
     """Return what must be equal whatever happened on the way: all but chance, versions and identifiers."""
     shape: dict[str, Any] = {}
     for ref, body in cluster.objects.items():
-        content = {key: value for key, value in body.items() if key != "metadata"}
+        content: Any = {key: value for key, value in body.items() if key != "metadata"}
         if ref.kind == SECRET:
             content["data"] = sorted(content["data"])
-        if ref.kind == DAEMON_SET:
-            content = json.loads(re.sub(rf'("{names.LOGIN_ANNOTATION}": )"[0-9a-f]+"', r'\1""', json.dumps(content)))
+        if ref.kind in (CONFIG_MAP, DAEMON_SET):
+            content = re.sub(rf"({names.LOGIN_ANNOTATION}|settings)\W+[0-9a-f]+", r"\1", json.dumps(content))
         shape[f"{ref.kind.name}/{ref.name}"] = (content, body["metadata"].get("labels"))
     return shape
 

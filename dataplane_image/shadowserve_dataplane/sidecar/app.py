@@ -54,7 +54,7 @@ async def serve(config: Config, paths: Paths, stop: asyncio.Event, say: Callable
         try:
             metrics = SidecarMetrics(buffers.landing.count)
             canary = HostCanary(store_settings(config))
-            engine = Attachment(config.landing_buffer_bytes)
+            engine = Attachment(config.landing_buffer_bytes, config.settings)
             answers: dict[str, Answer] = {attachment.PATH: lambda _: engine.document()}
             restores = "Host" in config.placement.order
             if restores:

@@ -41,10 +41,10 @@ class _Facts:
 
 
 class Attachment:
-    """What is known of the engine. `landing_bytes` is how large the landing buffer is."""
+    """What is known of the engine. `landing_bytes`: how large the landing buffer is; `settings` names config.json."""
 
-    def __init__(self, landing_bytes: int) -> None:
-        self._landing_bytes = landing_bytes
+    def __init__(self, landing_bytes: int, settings: str = "") -> None:
+        self._landing_bytes, self._settings = landing_bytes, settings
         self._facts = _Facts()
 
     def shaped(self, shape: KvShape) -> None:
@@ -91,6 +91,7 @@ class Attachment:
             "chunks": facts.chunks,
             "wantedBytes": facts.wanted_bytes,
             "contract": facts.contract,
+            "settings": self._settings,
         }
 
 

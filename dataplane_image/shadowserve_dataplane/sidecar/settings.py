@@ -88,6 +88,7 @@ class Config(_Section, frozen=True):
     """The whole of config.json. Sizes are in bytes; `file_mode` is octal and holds for socket and buffer files.
 
     `scope` names the pool: unless isolation is `Shared`, sidecars of another scope find nothing of this one's.
+    `settings` names these settings; it is told to whoever asks what this sidecar was started with.
     """
 
     store: StoreSection
@@ -101,6 +102,7 @@ class Config(_Section, frozen=True):
     isolation: Literal["Shared", "PerPool", "PerTenant"] = "PerPool"
     salt_file: NonEmpty | None = None
     scope: NonEmpty | None = None
+    settings: str = ""
     file_mode: Annotated[str, msgspec.Meta(pattern="^0?[0-7]{3}$")] = "0660"
     metrics_port: Port = 9465
 

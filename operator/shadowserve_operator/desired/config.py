@@ -78,6 +78,7 @@ def config_map(cache: PrefixCache, login: Login = Login()) -> Json:
     """Return the ConfigMap, annotated with the digest of all that sidecars read at their start."""
     config = sidecar_config(cache, login.username)
     settings = login.digest(config)
+    config["settings"] = settings  # sidecars tell it: that is what they really read
     metadata = {
         "name": config_map_name(cache),
         "labels": labels_of(cache.name, CONFIG),

@@ -9,12 +9,14 @@ import pytest
 from cluster_story import SECONDS, Bed
 from shadowserve_crds import names
 from shadowserve_testbed import scenario
-from shadowserve_testbed.images.catalogue import STORE
+from shadowserve_testbed.images.catalogue import ENGINE, STORE
 from shadowserve_testbed.installation import remove
 
 pytestmark = pytest.mark.timeout(900)
 _CACHE = f"pfc/{scenario.CACHE}"
+_POOL = f"sspool/{scenario.POOL}"
 _ELSEWHERE = "elsewhere"
+_RIGHTS = ("+get", "+set", "+exists", "+ping", "+hello", "+auth")
 _KEYS = [f"story:{number}" for number in range(300)]
 _FILES = f"--cert {names.TLS_FOLDER}/tls.crt --key {names.TLS_FOLDER}/tls.key --cacert {names.TLS_FOLDER}/ca.crt"
 _AS_ADMINISTRATOR = (
@@ -89,10 +91,10 @@ def test_shards_come_and_go_without_losing_a_key_and_the_cache_stays_ready(bed: 
     assert _ready_since(bed) == ready, "it was ready all the time"
 
 
-def _external(topology: str) -> dict[str, Any]:
+def _external(topology: str, **more: Any) -> dict[str, Any]:
     manifest = deepcopy(scenario.cache_manifest())
     endpoints = [f"{_ELSEWHERE}.{scenario.NAMESPACE}.svc:{names.STORE_PORT}"]
-    manifest["spec"]["store"] = {"type": "External", "external": {"endpoints": endpoints, "topology": topology}}
+    manifest["spec"]["store"] = {"type": "External", "external": {"endpoints": endpoints, "topology": topology, **more}}
     return manifest
 
 
@@ -101,9 +103,9 @@ def _somebody_elses(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": kind, "metadata": metadata, "spec": spec}
 
 
-def _server() -> dict[str, Any]:
+def _server(*more: str) -> dict[str, Any]:
     security = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": True}
-    options = ["--port", str(names.STORE_PORT), "--protected-mode", "no", "--save", "", "--dir", "/tmp"]
+    options = ["--port", str(names.STORE_PORT), "--protected-mode", "no", "--save", "", "--dir", "/tmp", *more]
     container = {"name": "valkey", "image": STORE, "command": ["valkey-server", *options], "securityContext": security}
     return _somebody_elses("Pod", {"containers": [container], "terminationGracePeriodSeconds": 1})
 
@@ -113,7 +115,8 @@ def elsewhere(bed: Bed) -> Iterator[None]:
     """A Service that is not ours; the server behind it comes later."""
     bed.apply(_somebody_elses("Service", {"selector": {"app": _ELSEWHERE}, "ports": [{"port": names.STORE_PORT}]}))
     yield
-    bed.kubectl.run("delete", f"service/{_ELSEWHERE}", f"pod/{_ELSEWHERE}", "--ignore-not-found")
+    there = (f"service/{_ELSEWHERE}", f"pod/{_ELSEWHERE}", f"secret/{_ELSEWHERE}")
+    bed.kubectl.run("delete", *there, "--ignore-not-found")
 
 
 def _calls(bed: Bed, command: str) -> int:
@@ -143,3 +146,66 @@ def test_a_store_that_somebody_else_runs_is_waited_for_used_and_told_of(bed: Bed
     bed.apply(_external("Cluster"))
     bed.wait("it is refused", lambda: bed.condition(_CACHE, "StoreReady", "reason") == "TopologyMismatch")
     assert "set store.external.topology to Standalone" in bed.condition(_CACHE, "StoreReady", "message")
+
+
+_ANSWERS = """
+import http.server
+
+class Healthy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+http.server.HTTPServer(("", 8000), Healthy).serve_forever()
+"""
+
+
+def _pool() -> dict[str, Any]:
+    """Return a pool of one engine; a small server stands for it, the sidecar beside it is ours."""
+    manifest = scenario.pool_manifest(1)
+    server = {"name": "engine", "command": ["python3", "-c", _ANSWERS]}
+    manifest["spec"]["engine"] = {
+        "image": ENGINE,
+        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
+        "podTemplate": {"spec": {"containers": [server]}},
+    }
+    manifest["spec"]["rollout"] = {"drain": "1s", "maxSurge": 0, "maxUnavailable": 1}
+    return manifest
+
+
+def _login(password: str) -> dict[str, Any]:
+    metadata = {"name": _ELSEWHERE, "namespace": scenario.NAMESPACE}
+    data = {"username": "shared", "password": password}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data}
+
+
+def _commanded(bed: Bed, *command: str) -> str:
+    """Return what the store says to its owner."""
+    return bed.kubectl.run("exec", _ELSEWHERE, "--", "valkey-cli", *command).strip()
+
+
+def _settled(bed: Bed) -> bool:
+    """Whether pool and cache are as they should be, and a chunk came back."""
+    return bed.ready(_POOL) and bed.ready(_CACHE) and bed.condition(_CACHE, "RoundTripVerified") == "True"
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_login_that_comes_late_is_waited_for_and_one_that_is_rotated_reaches_who_runs(bed: Bed) -> None:
+    bed.apply(_server("--user", "shared", "on", ">old", "~shadowserve:*", "-@all", *_RIGHTS))
+    bed.apply(_external("Standalone", credentialsSecretRef={"name": _ELSEWHERE}), _pool())
+    bed.wait("the Secret is missed", lambda: _ELSEWHERE in bed.condition(_POOL, "EnginesReady", "message"))
+    assert bed.condition(_CACHE, "StoreReady", "reason") == "SecretNotFound"
+    assert not bed.engines(), "they would start without a user name"
+    assert not bed.planes()
+
+    bed.apply(_login("old"))
+    bed.wait("all of it is ready", lambda: _settled(bed))
+    before = {pod.name for pod in (*bed.engines(), *bed.planes())}
+    assert len(before) == 2
+
+    assert _commanded(bed, "ACL", "SETUSER", "shared", ">new") == "OK"
+    bed.apply(_login("new"))
+    bed.wait("others run", lambda: before.isdisjoint(pod.name for pod in (*bed.engines(), *bed.planes())))
+    assert _commanded(bed, "ACL", "SETUSER", "shared", "<old") == "OK"
+    bed.wait("all of it is ready again", lambda: _settled(bed))
+    assert len({pod.name for pod in (*bed.engines(), *bed.planes())}) == 2

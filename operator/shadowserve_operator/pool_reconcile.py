@@ -15,7 +15,7 @@ from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.desired.engine import EngineObjects, around_engines, engine_objects, refused_flags
 from shadowserve_operator.desired.round_trip import Plane
 from shadowserve_operator.desired.terms import sidecar_terms
-from shadowserve_operator.kinds import INFERENCE_POOL, Ref, ref_of
+from shadowserve_operator.kinds import DEPLOYMENT, INFERENCE_POOL, Ref, ref_of
 from shadowserve_operator.network import Network, PodNetwork
 from shadowserve_operator.observe import with_namesakes
 from shadowserve_operator.plan import Plan, Step, plan_changes, scaling
@@ -58,7 +58,8 @@ async def reconcile_inferencepool(
     obstacles = (*outcome.refusals, *(f"{step.ref}: {step.reason}" for step in plan.foreign))
     asked = [Plane(pod.name, pod.address) for pod in snapshot.sidecars[:_MOST_SIDECARS]]
     says = await network.attachments(asked)
-    facts = PoolFacts(wanted.detached if wanted else "", obstacles, tuple(says))
+    rolling = any(step.ref.kind == DEPLOYMENT for step in plan.writes)
+    facts = PoolFacts(wanted.detached if wanted else "", obstacles, tuple(says), rolling)
     now = clock()
     status = next_pool_status(pool, snapshot, facts, now)
     told = await tell_status(cluster, pool, body, status, now)

@@ -21,12 +21,13 @@ _MOST_NAMES = 5
 class PoolFacts:
     """What was decided and done. `detached` is why pods cannot have the sidecar; `obstacles` is what was refused.
 
-    `attachments` are what sidecars say of their engines.
+    `attachments` are what sidecars say of their engines; `rolling`: the engines' Deployment was just written.
     """
 
     detached: str = ""
     obstacles: tuple[str, ...] = ()
     attachments: tuple[SidecarSays, ...] = ()
+    rolling: bool = False
 
 
 def next_pool_status(
@@ -36,7 +37,7 @@ def next_pool_status(
     counted = [
         _engines_ready(pool, snapshot, facts),
         _cache_attached(pool, snapshot, facts),
-        _rollout_complete(pool, snapshot),
+        _rollout_complete(pool, snapshot, facts),
     ]
     ready = summary(counted, f"{pool.spec.replicas} engines serve {pool.spec.model.name}")
     selector = ",".join(f"{key}={value}" for key, value in sorted(pod_selector(pool).items()))
@@ -110,13 +111,15 @@ def _silent(snapshot: PoolSnapshot, facts: PoolFacts) -> set[str]:
     return unanswered | {pod.name for pod in snapshot.pods if not pod.sidecar}
 
 
-def _rollout_complete(pool: InferencePool, snapshot: PoolSnapshot) -> Condition:
+def _rollout_complete(pool: InferencePool, snapshot: PoolSnapshot, facts: PoolFacts) -> Condition:
     kind, deployment = InferencePoolCondition.ROLLOUT_COMPLETE, snapshot.deployment
     if snapshot.settings is None and snapshot.cache is not None:
         return condition(kind, False, Reason.PENDING, unwritten(snapshot.cache))
     wanted, updated = pool.spec.replicas, _number(snapshot, "updatedReplicas")
     seen = deployment is not None and deployment.get("status", {}).get("observedGeneration", 0)
     current = deployment is not None and seen == deployment["metadata"].get("generation", 0)
+    if facts.rolling:
+        return condition(kind, False, Reason.PENDING, "what the pods are made of has just changed")
     if current and updated >= wanted and _number(snapshot, "replicas") == updated:
         return condition(kind, True, Reason.SUCCEEDED, "all pods are of the current template")
     return condition(kind, False, Reason.PENDING, f"{updated} of {wanted} pods are of the current template")

@@ -149,6 +149,16 @@ async def test_a_pool_that_waits_for_settings_says_so_and_is_scaled_and_served_m
     assert conditions(cluster)["RolloutComplete"] == ("True", "Succeeded")
 
 
+async def test_a_rollout_that_has_just_begun_is_not_complete() -> None:
+    cluster = a_cluster()
+    await until_quiet(cluster)
+    become_ready(cluster)
+    await until_quiet(cluster)
+    put_cache(cluster, generation=2, codec={"tier": "Lossless"})
+    assert (await reconcile(cluster)).writes
+    assert conditions(cluster)["RolloutComplete"] == ("False", "Pending")
+
+
 async def test_a_rollout_that_a_person_paused_stays_paused() -> None:
     cluster = a_cluster()
     await until_quiet(cluster)

@@ -48,7 +48,7 @@ def figure(metric: str, value: float, unit: str, goal: Goal | None = None, **par
 
 def measure(api: ApiServer, process: subprocess.Popen[bytes], pools: int, quiet: float) -> None:
     create(api, cache("kv", placement={"order": ["Host"]}))
-    wait_until(lambda: get(api, "statefulset", "kv-store") is not None, LIMIT_SECONDS, "the store")
+    wait_until(lambda: get(api, "configmap", "kv-config") is not None, LIMIT_SECONDS, "the settings")
     items = [pool(f"pool-{number}", cacheRef={"name": "kv"}) for number in range(pools)]
     began = time.monotonic()
     create(api, {"apiVersion": "v1", "kind": "List", "items": items})

@@ -16,7 +16,7 @@ from shadowserve_crds.prefixcache import PrefixCache, PrefixCacheStatus
 from shadowserve_operator.apply import Outcome, apply
 from shadowserve_operator.bindings import forget_bindings, pairings_of, tell_bindings
 from shadowserve_operator.cluster import Cluster
-from shadowserve_operator.desired.assignment import Assignment, assign
+from shadowserve_operator.desired.assignment import Assignment, assign, uses_cards
 from shadowserve_operator.desired.attachment import opted_in, read_otherwise
 from shadowserve_operator.desired.certificates import Certificate, expired
 from shadowserve_operator.desired.config import Login, admin_secret_name, config_map, config_map_name, secret_name
@@ -226,8 +226,9 @@ def _facts(
 
 
 def _whom_to_ask(snapshot: Snapshot, assignments: Iterable[Assignment], order: Sequence[PlaceName]) -> list[Plane]:
-    """Return the data planes that serve: those on cards, and some of the sidecars that restore on the host."""
-    serving = [plane for plane in (snapshot.planes or {}).values() if plane.ready_since is not None]
+    """Return data planes that serve: on cards that are used, and some of the sidecars that restore on the host."""
+    planes = (snapshot.planes or {}).values() if uses_cards(order) else ()
+    serving = [plane for plane in planes if plane.ready_since is not None]
     found = [
         Plane(f"the data plane on {plane.card}", f"{plane.endpoint.rpartition(':')[0]}:{names.DATA_PLANE_METRICS_PORT}")
         for plane in sorted(serving, key=lambda plane: plane.card)

@@ -17,7 +17,7 @@ from shadowserve_crds.prefixcache import (
     Transport,
 )
 from shadowserve_crds.store import StoreType
-from shadowserve_operator.desired.assignment import Assignment, DataPlane
+from shadowserve_operator.desired.assignment import Assignment, DataPlane, uses_cards
 from shadowserve_operator.desired.certificates import Certificate
 from shadowserve_operator.desired.config import SECRET_NOT_FOUND, sidecar_config, store_service_name
 from shadowserve_operator.desired.external_store import EndpointSeen, external_condition
@@ -27,10 +27,12 @@ from shadowserve_operator.desired.pairing import Pairing
 from shadowserve_operator.desired.round_trip import Answer, round_trip_condition
 from shadowserve_operator.desired.sharding import ShardPlan, StoreSeen
 from shadowserve_operator.desired.store import managed_store, servers_wanted
+from shadowserve_operator.desired.wording import first_few
 from shadowserve_operator.kinds import Json
 
 _MOST_HOSTS = 20
 _MOST_SERVERS = 3
+_MOST_CARDS = 5
 _GOING_ON = (PrefixCacheCondition.ROUND_TRIP_VERIFIED, PrefixCacheCondition.STORE_READY)
 """What may still be on its way while the whole is ready."""
 _OF_STORE = ("StatefulSet", "Service", "ConfigMap", "PodDisruptionBudget")
@@ -64,16 +66,13 @@ class Facts:
 
 def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheStatus:
     """Return the whole status."""
-    counted = [
-        _store_ready(cache, facts),
-        _data_plane_ready(cache, facts),
-        _pairing_resolved(cache, facts),
-        _certificates_ready(cache, facts),
-    ]
+    store, certificates = _store_ready(cache, facts), _certificates_ready(cache, facts)
+    of_cards = [_data_plane_ready(cache, facts), _pairing_resolved(cache, facts)]
+    needed = [store, *(of_cards if uses_cards(cache.spec.placement.order) else ()), certificates]
     trip = round_trip_condition(cache, facts.round_trips)
     doubted = [trip] if trip.status is ConditionStatus.FALSE else []  # Ready does not wait for an answer
-    ready = summary([*counted, *doubted], "engines can store and fetch")
-    told = [*counted, trip, injected_condition(facts.left_out), ready]
+    ready = summary([*needed, *doubted], "engines can store and fetch")
+    told = [store, *of_cards, certificates, trip, injected_condition(facts.left_out), ready]
     conditions = merged(cache.status.conditions, told, cache.metadata.generation, now)
     wanted = _number(facts.data_plane, "desiredNumberScheduled")
     on_dpu = sum(bool(each.endpoint) for each in facts.assignments)
@@ -96,7 +95,7 @@ def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheS
 
 def _without_their_card(cache: PrefixCache, facts: Facts) -> set[str]:
     """Return the hosts whose pods should restore at a card that they have, and do not."""
-    if cache.spec.placement.order[0] is not PlaceName.DPU:
+    if not uses_cards(cache.spec.placement.order):
         return set()
     return {each.pod.node for each in facts.assignments if not each.endpoint and facts.pairing.cards_of(each.pod.node)}
 
@@ -168,7 +167,8 @@ def _data_plane_ready(cache: PrefixCache, facts: Facts) -> Condition:
     ready = facts.serving
     if ready < cards:
         silent = sorted(_cards(facts.pairing) - {c for c, plane in facts.planes.items() if plane.ready_since})
-        message = f"{ready} of {cards} data planes serve; not on {', '.join(silent[:5])}"
+        unused = "" if uses_cards(order) else "; placement.order names the host first, so no pod misses them"
+        message = f"{ready} of {cards} data planes serve; not on {first_few(silent, _MOST_CARDS)}{unused}"
         return condition(kind, False, Reason.PENDING, message)
     return condition(kind, True, Reason.SUCCEEDED, f"{ready} of {cards} data planes serve")
 

@@ -12,12 +12,14 @@ from cache_on_a_cluster import (
     conditions,
     engine,
     kept,
+    message,
     node,
     until_quiet,
 )
 from fakes import FakeCluster, FakeNetwork
 
 from shadowserve_crds import names
+from shadowserve_operator.desired.round_trip import Word
 from shadowserve_operator.kinds import DPU_BINDING, NODE, Json, Ref
 from shadowserve_operator.reconcile import forget_prefixcache, reconcile_prefixcache
 
@@ -162,6 +164,24 @@ async def test_with_the_host_first_no_host_is_missed_by_its_card() -> None:
     await until_quiet(cluster)
     assert cluster.objects[CACHE]["status"]["unhealthyHosts"] == []
     assert cluster.objects[CACHE]["status"]["dataPlanes"]["onHost"] == 1
+
+
+async def test_with_the_host_first_a_dead_card_is_told_and_the_cache_is_ready_without_it() -> None:
+    cluster, network = a_cluster(), FakeNetwork()
+    cluster.objects[CACHE]["spec"] = {"placement": {"order": ["Host", "DPU"]}}
+    await until_quiet(cluster)
+    become_ready(cluster)
+    network.said["10.1.0.9:9466"] = (Word.FAILED, "store", "refused")
+    await until_quiet(cluster, network=network)
+    assert conditions(cluster)["Ready"] == ("True", "Succeeded"), "no pod fetches through the card's data plane"
+    cluster.put(card("card-0", "host-0", ready=False))
+    cluster.put(card("card-1", "nowhere"))
+    await until_quiet(cluster, network=network)
+    assert conditions(cluster)["DataPlaneReady"] == ("False", "Pending")
+    assert message(cluster, "DataPlaneReady").startswith("0 of 2 data planes serve; not on card-0, card-1; ")
+    assert "no pod misses them" in message(cluster, "DataPlaneReady")
+    assert conditions(cluster)["PairingResolved"] == ("False", "HostNotFound")
+    assert conditions(cluster)["Ready"] == ("True", "Succeeded")
 
 
 async def test_a_card_that_leaves_takes_its_binding_with_it() -> None:

@@ -50,6 +50,11 @@ class Assignment:
         return self.pod.told != self.endpoint
 
 
+def uses_cards(order: Sequence[PlaceName]) -> bool:
+    """Return whether pods are ever told to use a card: only where cards come first."""
+    return order[0] is PlaceName.DPU
+
+
 def place_of(endpoint: str | None, order: Sequence[PlaceName]) -> PlaceName | None:
     """Return where an injected pod restores that was told this endpoint; None: nowhere, its engine computes."""
     if endpoint:
@@ -73,7 +78,7 @@ def _assign(
 ) -> Assignment:
     if PlaceName.DPU not in order:
         return Assignment(pod, "", "the cache's placement.order does not name DPU")
-    if order[0] is PlaceName.HOST:
+    if not uses_cards(order):
         return Assignment(pod, "", "the cache's placement.order names the host first")
     cards = pairing.cards_of(pod.node)
     if not cards:

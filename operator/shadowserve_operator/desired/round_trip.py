@@ -12,6 +12,7 @@ from shadowserve_crds import names
 from shadowserve_crds.conditions import Condition, ConditionStatus, Reason, condition
 from shadowserve_crds.placement import PlaceName
 from shadowserve_crds.prefixcache import PrefixCache, PrefixCacheCondition
+from shadowserve_operator.desired.assignment import uses_cards
 from shadowserve_operator.desired.labels import digest
 from shadowserve_operator.kinds import Json
 
@@ -102,7 +103,7 @@ def round_trip_condition(cache: PrefixCache, answers: Sequence[Answer]) -> Condi
 
 def _nobody(cache: PrefixCache) -> str:
     order = cache.spec.placement.order
-    if PlaceName.DPU not in order:
+    if not uses_cards(order):
         return "no data plane runs yet: on the host each engine's sidecar brings its own"
     host = ", and no engine restores on the host" if PlaceName.HOST in order else ""
     return f"no data plane serves on a card{host}"

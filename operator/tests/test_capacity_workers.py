@@ -59,6 +59,8 @@ class Troubled:
 
     processes: Processes
     links: list[ProcessLink]
+    resuming: bool = False
+    """Whether those that were stopped go on at the end: whoever does not end is waited for, for seconds."""
 
     def hired(self) -> list[Link]:
         links = self.processes.hired()
@@ -75,6 +77,8 @@ class Troubled:
         return None
 
     def close(self) -> None:
+        for link in self.links if self.resuming else ():
+            os.kill(link.pid, signal.SIGCONT)
         self.processes.close()
 
 
@@ -122,7 +126,7 @@ def test_killed_and_stopped_workers_cost_time_only(signals: list[int]) -> None:
 def test_while_all_workers_are_stopped_the_master_does_it_all(workers: int) -> None:
     problem = slow_problem(15)
     with processes(problem.target, workers) as hiring:
-        troubled = Troubled(hiring, [])
+        troubled = Troubled(hiring, [], resuming=True)
         stopped: set[int] = set()
 
         def stop_all(progress: Progress) -> None:
@@ -138,7 +142,7 @@ def test_while_all_workers_are_stopped_the_master_does_it_all(workers: int) -> N
 
 
 def test_without_any_worker_left_the_master_does_it_all() -> None:
-    problem = slow_problem(200)
+    problem = slow_problem(100)
     with processes(problem.target, 1) as hiring:
         troubled = Troubled(hiring, [])
         options = Options(told_every=0.0, tell=interfere([signal.SIGKILL] * 4, troubled))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shadowserve_capacity.errors import TargetFault, WorkerError
-from shadowserve_capacity.prefetch.chain import run_serial
+from shadowserve_capacity.prefetch.chain import Position, run_serial
 from shadowserve_capacity.prefetch.choice import Chooser
 from shadowserve_capacity.prefetch.links import Link
 from shadowserve_capacity.prefetch.master import Master
@@ -59,8 +59,6 @@ class Troubled:
 
     processes: Processes
     links: list[ProcessLink]
-    resuming: bool = False
-    """Whether those that were stopped go on at the end: whoever does not end is waited for, for seconds."""
 
     def hired(self) -> list[Link]:
         links = self.processes.hired()
@@ -77,8 +75,6 @@ class Troubled:
         return None
 
     def close(self) -> None:
-        for link in self.links if self.resuming else ():
-            os.kill(link.pid, signal.SIGCONT)
         self.processes.close()
 
 
@@ -126,7 +122,7 @@ def test_killed_and_stopped_workers_cost_time_only(signals: list[int]) -> None:
 def test_while_all_workers_are_stopped_the_master_does_it_all(workers: int) -> None:
     problem = slow_problem(15)
     with processes(problem.target, workers) as hiring:
-        troubled = Troubled(hiring, [], resuming=True)
+        troubled = Troubled(hiring, [])
         stopped: set[int] = set()
 
         def stop_all(progress: Progress) -> None:
@@ -135,7 +131,11 @@ def test_while_all_workers_are_stopped_the_master_does_it_all(workers: int) -> N
                     os.kill(link.pid, signal.SIGSTOP)
                     stopped.add(link.pid)
 
-        options = Options(stall_seconds=0.05, told_every=0.0, tell=stop_all)
+        def go_on(_: object, reached: Position) -> None:
+            for pid in stopped if reached.iteration == problem.iterations else ():
+                os.kill(pid, signal.SIGCONT)  # whoever does not end at the end is waited for, for seconds
+
+        options = Options(stall_seconds=0.05, told_every=0.0, tell=stop_all, keep=go_on)
         chain, _ = run_parallel(problem, troubled, workers, PartialData(), options)
     assert len(stopped) == workers
     assert chain.sha256 == run_serial(problem).sha256

@@ -35,8 +35,8 @@ def chunk_bytes(hello: m.Hello) -> int:
 class Behaviour:
     """What the stub does; tests change it between messages."""
 
-    lookup_deadline_ms: int = 60_000
-    fetch_deadline_ms: int = 60_000
+    lookup_deadline_ms: int = 600_000
+    fetch_deadline_ms: int = 600_000
     isolation: str = "PerPool"
     refuse: str = ""
     protocol: int = m.PROTOCOL

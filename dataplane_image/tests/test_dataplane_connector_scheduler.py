@@ -97,7 +97,7 @@ def test_no_answer_is_a_miss_at_the_deadline(socket: str) -> None:
 
 
 def test_a_dying_sidecar_is_a_miss_at_once(socket: str) -> None:
-    stub = StubSidecar(socket, Behaviour(answer_lookups=False, lookup_deadline_ms=60_000))
+    stub = StubSidecar(socket, Behaviour(answer_lookups=False, lookup_deadline_ms=600_000))
     half = make(socket)
     wait_until(lambda: half.connected, "a session")
     half.arrived(request("r", TOKENS))

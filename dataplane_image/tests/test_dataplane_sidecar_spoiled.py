@@ -41,10 +41,10 @@ def test_only_the_latest_are_remembered() -> None:
 
 async def test_a_spoiled_chunk_is_replaced_and_a_sound_one_left(redis_standalone: RedisServer, tmp_path: Path) -> None:
     client = StoreClient(redis_standalone.settings())
-    steps = StoreSteps(Tier.BALANCED, 5.0)
+    steps = StoreSteps(Tier.BALANCED, 60.0)
     values = np.random.default_rng(1).normal(size=SHAPE.elements).astype(np.float16)
     try:
-        await client.put(KEY, b"damaged", Deadline.after(5))
+        await client.put(KEY, b"damaged", Deadline.after(60))
         chunk = StagedChunk(KEY, SHAPE, True, memoryview(values.tobytes()))
         assert (await steps.store(chunk, client, lambda: True)).outcome == PutOutcome.PRESENT
         replacing = StagedChunk(KEY, SHAPE, True, chunk.values, replace=True)

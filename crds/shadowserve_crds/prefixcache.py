@@ -95,7 +95,8 @@ class TenancySpec(Section):
     A change rolls the pods and starts a new cache generation.
 
     A pool is an InferencePool, or the workload of pods that opt in: their Deployment (by its name), StatefulSet, Job,
-    or a pod alone. A pool that is deleted and made again starts anew.
+    or a pod alone. A pool that is deleted and made again starts anew. This keeps the clients of pools apart; who may
+    create pods in the namespace can read the whole cache.
     """
 
 

@@ -89,10 +89,10 @@ def owned(kind: str, name: str, uid: str, api: str = "apps/v1", **labels: str) -
     [
         (owned("ReplicaSet", "chat-7f9c", "1", **{"pod-template-hash": "7f9c"}), "Deployment/chat"),
         (owned("ReplicaSet", "chat-b2d4", "2", **{"pod-template-hash": "b2d4"}), "Deployment/chat"),
-        (owned("ReplicaSet", "alone", "3"), "3"),
-        (owned("ReplicaSet", "alone", "3", **{"pod-template-hash": "7f9c"}), "3"),
-        (owned("ReplicaSet", "chat-7f9c", "4", "other.io/v1", **{"pod-template-hash": "7f9c"}), "4"),
-        (owned("StatefulSet", "chat", "5"), "5"),
+        (owned("ReplicaSet", "alone", "3"), "owner/3"),
+        (owned("ReplicaSet", "alone", "3", **{"pod-template-hash": "7f9c"}), "owner/3"),
+        (owned("ReplicaSet", "chat-7f9c", "4", "other.io/v1", **{"pod-template-hash": "7f9c"}), "owner/4"),
+        (owned("StatefulSet", "chat", "5"), "owner/5"),
         ({"metadata": {"name": "bare"}}, ""),
         ({"metadata": {"name": "bare", "ownerReferences": None, "labels": None}}, ""),
     ],
@@ -110,6 +110,16 @@ def admitted(metadata: Json) -> Json:
     (spec, *_) = json.loads(b64decode(decide(read_review(review), terms).response["response"]["patch"]))
     assert spec["path"] == "/spec"
     return dict(spec["value"])
+
+
+async def test_a_pod_that_says_it_is_a_pools_own_does_not_get_its_scope() -> None:
+    cluster = a_cluster()
+    await until_quiet(cluster)
+    of_pool = variable(cluster.objects[ENGINES]["spec"]["template"]["spec"])["value"]
+    uid = cluster.objects[POOL]["metadata"]["uid"]
+    for claimed in (uid, of_pool):
+        claims = owned("InferencePool", POOL.name, claimed, names.API_VERSION)["metadata"]
+        assert variable(admitted(claims))["value"] != of_pool
 
 
 def test_a_pod_that_opts_in_has_the_scope_of_its_workload_and_alone_its_own_uid() -> None:

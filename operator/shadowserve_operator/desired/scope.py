@@ -2,6 +2,9 @@
 
 The pod has no uid yet then, but its owner. A Deployment's pods belong to a ReplicaSet, which is another one after every
 rollout, so there the Deployment counts, by its name: that is known without asking anybody.
+
+Owners are what the pod says, and nobody verifies them. So no scope made here equals that of an InferencePool, which is
+a plain uid: whatever a pod says of itself, it gets no pool's chunks.
 """
 
 from shadowserve_operator.kinds import Json
@@ -16,7 +19,7 @@ def owner_scope(pod: Json) -> str:
     for owner in metadata.get("ownerReferences") or ():
         if owner.get("controller"):
             deployment = _deployment(owner, (metadata.get("labels") or {}).get(_TEMPLATE_HASH, ""))
-            return f"Deployment/{deployment}" if deployment else str(owner["uid"])
+            return f"Deployment/{deployment}" if deployment else f"owner/{owner['uid']}"
     return ""
 
 

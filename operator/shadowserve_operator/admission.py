@@ -18,11 +18,12 @@ from shadowserve_operator.admission_server import AdmissionWebhook, FindCache, S
 from shadowserve_operator.cluster import ApiCluster, Cluster
 from shadowserve_operator.desired.admission import CacheSeen
 from shadowserve_operator.desired.config import config_map_name
-from shadowserve_operator.errors import OperatorError, Refused, SettingsError
-from shadowserve_operator.kinds import CONFIG_MAP, PREFIX_CACHE, Ref
+from shadowserve_operator.errors import Forbidden, OperatorError, Refused, SettingsError
+from shadowserve_operator.kinds import CONFIG_MAP, PREFIX_CACHE, Json, Ref
 from shadowserve_operator.metrics import InjectionMetrics
 from shadowserve_operator.settings import OperatorSettings
 
+_log = logging.getLogger(__name__)
 application = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -37,9 +38,18 @@ def finder(cluster: Cluster) -> FindCache:
             cache = PrefixCache.parse(body)
         except InvalidResource as invalid:
             raise Refused(str(invalid)) from invalid
-        return CacheSeen(cache, await cluster.get(Ref(CONFIG_MAP, namespace, config_map_name(cache))))
+        return CacheSeen(cache, await _settings(cluster, Ref(CONFIG_MAP, namespace, config_map_name(cache))))
 
     return find
+
+
+async def _settings(cluster: Cluster, config_map: Ref) -> Json | None:
+    """Return the ConfigMap; None also where roles of an older release do not let the webhook read it."""
+    try:
+        return await cluster.get(config_map)
+    except Forbidden as forbidden:
+        _log.warning("apply the roles of this release in namespace %s: %s", config_map.namespace, forbidden)
+        return None
 
 
 @application.command()
@@ -70,7 +80,7 @@ async def _serve(settings: OperatorSettings, host: str, port: int, metrics_port:
         async with ApiCluster() as cluster:
             hook = AdmissionWebhook(finder(cluster), settings, metrics.count)
             async with served(hook, host, port, files) as bound:
-                logging.getLogger(__name__).info("webhook serves on port %d", bound)
+                _log.info("webhook serves on port %d", bound)
                 await stop.wait()
     finally:
         server.shutdown()

@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from fakes import FakeCluster
 
 from shadowserve_crds import names
 from shadowserve_crds.prefixcache import PrefixCache, PrefixCacheStatus
+from shadowserve_operator.admission import finder
 from shadowserve_operator.admission_server import AdmissionWebhook, ServingFiles, served
 from shadowserve_operator.desired.admission import BadReview, CacheSeen, Verdict, decide, read_review
 from shadowserve_operator.desired.config import config_map
 from shadowserve_operator.desired.sidecar import inject
 from shadowserve_operator.desired.terms import sidecar_terms
-from shadowserve_operator.errors import ApiUnavailable, SettingsError
+from shadowserve_operator.errors import ApiUnavailable, Forbidden, SettingsError
+from shadowserve_operator.kinds import CONFIG_MAP, Json, Ref
 from shadowserve_operator.settings import OperatorSettings
 
 
@@ -147,6 +150,28 @@ async def test_a_pod_is_stamped_with_the_settings_that_are_written(caches: Cache
     asked = review({names.CACHE_LABEL: "shared"})
     pod = patched(asked, Verdict((await answered(caches, asked))[1]))
     assert pod["metadata"]["annotations"][names.CONFIG_ANNOTATION] == "as another version computes it"
+
+
+class OfOlderRoles(FakeCluster):
+    """A cluster whose roles for the webhook are of a release that read no ConfigMaps."""
+
+    async def get(self, ref: Ref) -> Json | None:
+        if ref.kind == CONFIG_MAP:
+            raise Forbidden("configmaps is forbidden")
+        return await super().get(ref)
+
+
+async def test_roles_of_an_older_release_leave_no_pod_without_the_sidecar() -> None:
+    cluster = OfOlderRoles("llm")
+    metadata = {"name": "shared", "namespace": "llm"}
+    cluster.put({"apiVersion": names.API_VERSION, "kind": "PrefixCache", "metadata": metadata, "spec": {}})
+    asked = review({names.CACHE_LABEL: "shared"})
+    counted: list[str] = []
+    webhook = AdmissionWebhook(finder(cluster), OperatorSettings(), counted.append)
+    async with TestClient(TestServer(webhook.application())) as client, client.post("/inject", json=asked) as response:
+        pod = patched(asked, Verdict(await response.json()))
+    assert counted == ["injected"]
+    assert pod["metadata"]["annotations"][names.CONFIG_ANNOTATION] == "", "the operator finds out what it reads"
 
 
 async def test_no_pod_waits_for_a_secret_that_somebody_has_yet_to_make(caches: Caches) -> None:

@@ -30,6 +30,8 @@ _MIGRATE_MILLISECONDS = "10000"
 _KEYS_AT_ONCE = "4"
 """Chunks are megabytes, and a server answers nobody while it hands keys over."""
 _BREATH_SECONDS = 0.1
+_MOST_SILENT = 3
+"""How often in a row servers are found silent until that is told: one that is busy for a moment is not gone."""
 Reply = bytes | int | str | list[Any] | None
 
 
@@ -150,12 +152,13 @@ async def shard(members: Sequence[Member], access: Access, wish: Wish, seconds: 
 
     No time is enough for a look. Raises `StoreTrouble` when a server fails meanwhile.
     """
-    until = monotonic() + seconds
+    until, silent = monotonic() + seconds, 0
     while True:
         looked = await look(members, access)
         plan = plan_shards(wish, looked.views)
-        incomplete = looked.silent or len(looked.views) < max(wish.pods, wish.servers)
-        if incomplete or not (plan.steps or plan.waiting) or monotonic() >= until:
+        silent = silent + 1 if looked.silent else 0
+        missing = not silent and len(looked.views) < max(wish.pods, wish.servers)
+        if missing or silent >= _MOST_SILENT or not (plan.steps or plan.waiting) or monotonic() >= until:
             return seen_as(plan, looked.views, looked.silent)
         await _carry_out(plan, access, until)
         await asyncio.sleep(0 if plan.steps and monotonic() < until else _BREATH_SECONDS)

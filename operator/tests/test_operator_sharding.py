@@ -1,8 +1,9 @@
 """Shards of a managed store on real servers with TLS and users: formed, grown, shrunk, healed, stopped in between."""
 
 import asyncio
+import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from shadowserve_dataplane.store.client import StoreClient
 from shadowserve_dataplane.store.settings import StoreSettings
 from shadowserve_dataplane.store.topology import Address, Topology
 from shadowserve_operator import store_admin
-from shadowserve_operator.desired.shard_views import SLOTS
+from shadowserve_operator.desired.shard_views import SLOTS, Member
 from shadowserve_operator.desired.sharding import Move, ShardPlan, Wish, plan_shards
-from shadowserve_operator.store_admin import Looked, StoreTrouble, look, shard
+from shadowserve_operator.store_admin import Access, Looked, StoreTrouble, look, shard
 
 pytestmark = [
     pytest.mark.skipif(SERVER is None, reason="no valkey-server or redis-server on PATH"),
@@ -274,6 +275,26 @@ async def test_a_server_that_does_not_answer_is_named_and_nothing_is_done(secure
     assert seen.plan.servers == 2
     assert seen.plan.waiting == "1 of 2 store servers answer"
     assert "kv-store-1 at 127.0." in seen.silent["kv-store-1"]
+
+
+async def test_a_server_that_is_busy_for_a_moment_is_asked_again(
+    secured: StorePods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await secured.start(0, 1)
+    await reach(secured, 2)
+    plain, busy, looks = store_admin.look, secured.running[1], list[Looked]()
+
+    async def look_and_go_on(members: Sequence[Member], access: Access) -> Looked:
+        looks.append(await plain(members, access))
+        busy.send_signal(signal.SIGCONT)
+        return looks[-1]
+
+    monkeypatch.setattr(store_admin, "look", look_and_go_on)
+    busy.send_signal(signal.SIGSTOP)
+    await shard(secured.members(), secured.access, Wish(2, 0, 2), _SECONDS)
+    assert "kv-store-1" in looks[0].silent
+    assert len(looks) > 1, "before anybody is told that it is silent"
+    assert (await reach(secured, 2)).covered
 
 
 async def test_another_eviction_policy_is_taken_without_a_restart(secured: StorePods) -> None:

@@ -19,7 +19,7 @@ from shadowserve_lab.processes import wait_until
 from shadowserve_lab.stack import Stack
 
 ANSWER_TOKENS = 12
-SECONDS = 30.0
+SECONDS = 90.0
 _FRESH_NUMBERS = itertools.count(10_000)
 _QUIET_LOOKS = 8
 _PREFIX = b"shadowserve:"

@@ -18,7 +18,7 @@ from shadowserve_lab.processes import free_port
 from shadowserve_testbed.api_server import ApiServer
 from shadowserve_testbed.kubectl import KubectlError
 
-DEADLINE = 30.0
+DEADLINE = 90.0
 
 
 def own_environment(kubeconfig: Path, **more: str) -> dict[str, str]:

@@ -24,7 +24,7 @@ from shadowserve_testbed.pki import Authority
 
 pytestmark = pytest.mark.timeout(1800)  # the first time, the API server is built
 _SYSTEM, _ACCOUNT = "shadowserve-system", "shadowserve-operator"
-_DEADLINE = 40.0
+_DEADLINE = 90.0
 
 
 @pytest.fixture

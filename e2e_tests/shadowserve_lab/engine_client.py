@@ -134,7 +134,7 @@ class Metrics:
     @classmethod
     def scrape(cls, url: str) -> "Metrics":
         """Return what is served at `url`."""
-        with urllib.request.urlopen(url, timeout=10) as reply:
+        with urllib.request.urlopen(url, timeout=60) as reply:
             return cls(reply.read().decode())
 
     @property

@@ -22,7 +22,7 @@ from shadowserve_lab.store_proxy import StoreProxy
 HOST = "127.0.0.1"
 MODEL = "smollm2"
 _ENGINE_SECONDS = 300.0
-_PART_SECONDS = 30.0
+_PART_SECONDS = 90.0
 _SIDECAR_MAIN = ("-m", "shadowserve_dataplane.sidecar")
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -84,7 +84,7 @@ class Store:
 
     def client(self) -> "valkey.Valkey":
         """Return a client for looking into it."""
-        return valkey.Valkey(HOST, self.port, socket_timeout=10)
+        return valkey.Valkey(HOST, self.port, socket_timeout=60)
 
     def size(self) -> int:
         """Return how many keys it has."""
@@ -180,7 +180,7 @@ class SidecarProcess:
 
     def engine(self) -> dict[str, object]:
         """Return what it says of its engine."""
-        with urllib.request.urlopen(self.metrics_url.replace("/metrics", "/attachment"), timeout=10) as reply:
+        with urllib.request.urlopen(self.metrics_url.replace("/metrics", "/attachment"), timeout=60) as reply:
             return dict(json.load(reply))
 
     def restart(self, changes: dict[str, object] | None = None, main: Sequence[str] | None = None) -> None:

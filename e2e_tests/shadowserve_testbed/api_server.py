@@ -17,7 +17,7 @@ from shadowserve_testbed.control_plane import ApiServerFiles, api_server_flags, 
 from shadowserve_testbed.kubectl import Kubectl
 from shadowserve_testbed.pki import Authority, service_account_key
 
-ESTABLISHED = ("wait", "--for=condition=Established", "--timeout=30s", "crd")
+ESTABLISHED = ("wait", "--for=condition=Established", "--timeout=90s", "crd")
 """How a kubectl command begins that waits for custom resource definitions."""
 _HOST = "127.0.0.1"
 _READY_SECONDS = 60.0

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_SECONDS = 60.0
+_SECONDS = 120.0
 
 
 class KubectlError(Exception):

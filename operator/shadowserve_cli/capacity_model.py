@@ -113,7 +113,7 @@ def predict(
             return
         wanted = _load(learnt, load, (rate, prompt_tokens, hit_tokens, output_tokens, hit_share))
         predicted = learnt.predict(wanted, replicas, level)
-        doubts = learnt.doubts(wanted)
+        doubts = learnt.doubts(wanted, replicas)
     if as_json:
         typer.echo(json.dumps({**asdict(predicted), "warnings": doubts, "load": asdict(wanted)}))
     else:

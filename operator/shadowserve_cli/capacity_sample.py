@@ -87,8 +87,8 @@ def sample(
         )  # fmt: skip
         chain, progress = _sampled(asked, listen, secret_file)
         said = {
-            "problem": problem.value, "size": size, "iterations": len(chain.states), "seed": seed, "batches": batches,
-            "predictor": predictor.value, "chain_sha256": chain.sha256, **asdict(progress),
+            "problem": problem.value, "size": size, "seed": seed, "batches": batches, "predictor": predictor.value,
+            "chain_sha256": chain.sha256, **asdict(progress), "iterations": len(chain.states),
             "acceptance": chain.acceptance,
         }  # fmt: skip
         if check:

@@ -101,13 +101,28 @@ def test_few_requests_scatter_quantiles(learnt: tuple[np.ndarray, Posterior]) ->
 
 def test_a_plan_says_what_one_fewer_would_do() -> None:
     chances = {1: 1.0, 2: 0.9, 3: 0.31, 4: 0.05}
-    plan = plan_replicas(lambda replicas: (chances.get(replicas, 0.0),), (TTFT,), 0.9, ())
+    plan = plan_replicas(lambda replicas: (chances.get(replicas, 0.0),), (TTFT,), 0.9)
     assert (plan.replicas, plan.risk) == (4, 0.05)
     assert plan.reason.startswith("4 replicas: with 3, TTFT p90 would exceed 2 s with probability 0.31; with 4, ")
 
 
+def test_a_load_far_beyond_what_was_measured_is_said(learnt: tuple[np.ndarray, Posterior]) -> None:
+    _, posterior = learnt
+    easy = (Objective(Quantity.TTFT, 0.9, 1e6),)
+    busiest = posterior.seen.busiest
+    measured, beyond = (
+        posterior.replicas_for(replace(LOAD, arrival_rate=times * busiest), easy) for times in (1.0, 3.0)
+    )
+    assert (measured.replicas, beyond.replicas) == (1, 1)
+    assert not any("beyond" in warning for warning in measured.warnings)
+    assert "far beyond what was measured" in beyond.explain()
+    assert "3 times the most observed" in beyond.explain()
+    assert not beyond.confident
+    assert not any("beyond" in doubt for doubt in posterior.doubts(replace(LOAD, arrival_rate=3 * busiest), 3))
+
+
 def test_an_objective_that_no_replica_holds_is_told() -> None:
-    plan = plan_replicas(lambda replicas: (0.2, 0.7), (TTFT, Objective(Quantity.TPOT, 0.5, 0.05)), 0.9, ())
+    plan = plan_replicas(lambda replicas: (0.2, 0.7), (TTFT, Objective(Quantity.TPOT, 0.5, 0.05)), 0.9)
     assert plan.replicas is None
     assert "TPOT p50 would exceed 50 ms with probability 0.70" in plan.reason
 

@@ -1,6 +1,6 @@
 """Whoever computes the chain, however badly they guess and behave, the bytes are the serial run's."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +252,37 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="not a checkpoint"):
         Checkpoint.load(path, gaussian_problem(seed=1))
+
+
+class Steps:
+    """A proposal without a `repr` of its own."""
+
+    def __init__(self, widths: np.ndarray) -> None:
+        self.widths = widths
+
+    def propose(self, theta: State, log_scale: float, rng: np.random.Generator) -> Proposed:
+        return Proposed(theta + self.widths[: len(theta)] * rng.standard_normal(len(theta)))
+
+
+def test_a_checkpoint_knows_equal_proposals_and_tells_others(tmp_path: Path) -> None:
+    widths = np.ones(5000)
+    problem = replace(gaussian_problem(), proposal=Steps(widths))
+    path = tmp_path / "chain.npz"
+    Checkpoint.start(problem).save(path)
+    assert Checkpoint.load(path, replace(problem, proposal=Steps(widths.copy()))).position.iteration == 0
+    widths[2500] = 1.5
+    with pytest.raises(CheckpointError, match="another problem"):
+        Checkpoint.load(path, replace(problem, proposal=Steps(widths)))
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [("target.batches", {"target": Gaussian(np.zeros((0, 20, 3)), 0)}), ("iterations", {"iterations": -1}),
+     ("seed", {"seed": -1})],
+)  # fmt: skip
+def test_a_problem_without_a_chain_is_refused_by_field(field: str, change: dict[str, Any]) -> None:
+    with pytest.raises(ProblemError, match=f"^{field}: "):
+        replace(gaussian_problem(), **change)
 
 
 def test_without_speculation_nothing_is_wasted() -> None:

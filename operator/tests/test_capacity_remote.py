@@ -126,7 +126,18 @@ def test_sample_prints_the_chain_and_goes_on_from_a_checkpoint(tmp_path: Path) -
     assert json.loads(CliRunner().invoke(application, half).stdout)["iterations"] == 15
     resumed = json.loads(CliRunner().invoke(application, [*SMALL, *kept]).stdout)
     assert resumed["iteration"] == 25, "it went on, and did not begin anew"
+    assert resumed["iterations"] == 40, "the length of the chain that was printed, not of what was left to do"
     assert resumed["chain_sha256"] == said["chain_sha256"]
+
+
+def test_a_finished_chain_is_printed_again_without_complaints(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kept = ["--checkpoint", str(tmp_path / "chain.npz"), "--json"]
+    first, again = (json.loads(CliRunner().invoke(application, [*SMALL, *kept]).stdout) for _ in range(2))
+    assert (again["iteration"], again["iterations"]) == (0, 40)
+    assert again["chain_sha256"] == first["chain_sha256"]
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_simulate_prints_speedups_for_several_clusters() -> None:

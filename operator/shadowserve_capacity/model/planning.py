@@ -46,14 +46,16 @@ class Plan:
 
 
 Risks = Callable[[int], tuple[float, ...]]
+Doubts = Callable[[int], tuple[str, ...]]
 
 
 def plan_replicas(
-    risks: Risks, objectives: tuple[Objective, ...], confidence: float, warnings: tuple[str, ...]
+    risks: Risks, objectives: tuple[Objective, ...], confidence: float, doubts: Doubts = lambda replicas: ()
 ) -> Plan:
     """Return the fewest replicas whose every objective is kept with probability `confidence`.
 
     `risks` gives for a number of replicas the probability that each objective is missed; it falls with the number.
+    `doubts` gives what speaks against an answer with that number; they become the plan's warnings.
     """
     limit = 1.0 - confidence
     held = _doubled(risks, limit)
@@ -63,9 +65,9 @@ def plan_replicas(
             f"no number of replicas: even with {MOST_REPLICAS}, {worst[1]} would exceed "
             f"{_seconds(worst[1].seconds)} with probability {worst[0]:.2f}"
         )
-        return Plan(None, worst[0], reason, warnings)
+        return Plan(None, worst[0], reason, doubts(MOST_REPLICAS))
     replicas = _fewest(risks, limit, held)
-    return Plan(replicas, max(risks(replicas)), _reason(risks, objectives, replicas), warnings)
+    return Plan(replicas, max(risks(replicas)), _reason(risks, objectives, replicas), doubts(replicas))
 
 
 def _doubled(risks: Risks, limit: float) -> int | None:

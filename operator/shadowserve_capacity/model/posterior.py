@@ -18,6 +18,8 @@ Values = NDArray[np.float64]
 
 _NOISE_SEED = 20_14
 """Predictions are functions of the posterior: the same question has the same answer."""
+_FAR_BEYOND = 1.5
+"""Times the busiest window's rate a replica: above it an answer rests on the model more than on measurements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,10 @@ class Posterior:
     def replicas_for(self, load: Load, objectives: tuple[Objective, ...], confidence: float = 0.9) -> Plan:
         """Return the fewest replicas that hold every objective with probability `confidence`, and why."""
         return plan_replicas(
-            lambda replicas: self.risks(load, replicas, objectives), objectives, confidence, self.doubts(load)
+            lambda replicas: self.risks(load, replicas, objectives),
+            objectives,
+            confidence,
+            lambda replicas: self.doubts(load, replicas),
         )
 
     def risks(self, load: Load, replicas: int, objectives: tuple[Objective, ...]) -> tuple[float, ...]:
@@ -107,11 +112,17 @@ class Posterior:
             found.append(float((np.exp(logs) > each.seconds).mean()))
         return tuple(found)
 
-    def doubts(self, load: Load) -> tuple[str, ...]:
-        """Return why an answer about `load` deserves less trust than its numbers say."""
+    def doubts(self, load: Load, replicas: int) -> tuple[str, ...]:
+        """Return why an answer about `load` on `replicas` deserves less trust than its numbers say."""
         found = list(self.warnings)
         if load.fetched_bytes and not self.seen.bytes_per_hit_token:
             found.append("no fetch was observed: its speed is known from the hardware class only")
+        each = load.arrival_rate / replicas
+        if each > _FAR_BEYOND * self.seen.busiest:
+            found.append(
+                f"far beyond what was measured: {each:.3g} requests/s a replica, {each / self.seen.busiest:.3g} times "
+                f"the most observed ({self.seen.busiest:.3g}); what engines do there is known from the model only"
+            )
         return tuple(found)
 
     def explain(self) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from shadowserve_capacity.errors import CheckpointError
 from shadowserve_capacity.prefetch.chain import Chain, Position
 from shadowserve_capacity.prefetch.problem import Problem
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,34 @@ class Checkpoint:
 
 def fingerprint(problem: Problem) -> str:
     """Return a digest of what determines the chain: seed, start, adaptation, and the density at the start's batches."""
-    digest = hashlib.sha256(problem.start.tobytes())
-    digest.update(f"{problem.seed} {problem.adaptation} {problem.proposal!r} {problem.target.batches}".encode())
-    terms = [problem.evaluate(problem.start, batch) for batch in range(min(4, problem.target.batches))]
-    digest.update(np.array(terms).tobytes())
-    return digest.hexdigest()
+    batches = problem.target.batches
+    terms = [problem.evaluate(problem.start, batch) for batch in range(min(4, batches))]
+    parts = {
+        "seed": problem.seed, "start": problem.start, "adaptation": problem.adaptation, "proposal": problem.proposal,
+        "batches": batches, "terms": terms,
+    }  # fmt: skip
+    text = "\n".join(f"{name} = {_canonical(value, name)}" for name, value in parts.items())
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _canonical(value: object, where: str) -> str:
+    """Return text that is equal for equal values only, in every process; raises CheckpointError naming the field.
+
+    `repr` is not that: it shortens arrays, and tells where objects without one lie in memory.
+    """
+    if value is None or isinstance(value, bool | int | str | bytes):
+        return f"{type(value).__name__}:{value!r}"
+    if isinstance(value, float):
+        return f"float:{value.hex()}"
+    if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
+        return f"{value.dtype.str}{value.shape}:{value.tobytes().hex()}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_canonical(each, f'{where}[{index}]') for index, each in enumerate(value))}]"
+    if is_dataclass(value) and not isinstance(value, type):
+        known = {each.name: getattr(value, each.name) for each in fields(value)}
+    elif hasattr(value, "__dict__") and not callable(value):
+        known = vars(value)
+    else:
+        raise CheckpointError(f"{where}: {type(value).__qualname__} has no fields to tell it from another by")
+    said = (f"{name}={_canonical(each, f'{where}.{name}')}" for name, each in sorted(known.items()))
+    return f"{type(value).__module__}.{type(value).__qualname__}({', '.join(said)})"

@@ -79,7 +79,13 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the master is interrupted, and then hangs up
     keep_freed_memory()
     channel_fd, data_fd, flags_fd = (int(argument) for argument in sys.argv[1:4])
-    channel = socket.socket(fileno=channel_fd)
+    try:
+        _serve(socket.socket(fileno=channel_fd), data_fd, flags_fd)
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the chain was finished before this process was of use, or while it worked
+
+
+def _serve(channel: socket.socket, data_fd: int, flags_fd: int) -> None:
     try:
         # mapped with all pages now: faults while the first candidates are evaluated would look like slow workers
         data = mmap.mmap(data_fd, 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
@@ -88,10 +94,7 @@ def main() -> None:
         channel.send(REFUSED + repr(error).encode()[: LARGEST_MESSAGE - 1])
         return
     channel.send(READY)
-    try:
-        work(target, LocalOrders(channel, flags_fd))
-    except (BrokenPipeError, ConnectionResetError):
-        return
+    work(target, LocalOrders(channel, flags_fd))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shadowserve_capacity.errors import ProposalFault, TargetFault
+from shadowserve_capacity.errors import ProblemError, ProposalFault, TargetFault
 
 State = NDArray[np.float64]
 
@@ -78,6 +78,15 @@ class Problem:
     iterations: int
     adaptation: Adaptation
     proposal: Proposal = RandomWalk()
+
+    def __post_init__(self) -> None:
+        """Refuse what has no chain; raises ProblemError naming the field."""
+        if self.target.batches < 1:
+            raise ProblemError(f"target.batches: {self.target.batches} is less than 1")
+        if self.iterations < 0:
+            raise ProblemError(f"iterations: {self.iterations} is less than 0")
+        if not 0 <= self.seed < 2**64:
+            raise ProblemError(f"seed: {self.seed} is not in 0 .. 2^64 - 1")
 
     def log_uniform(self, iteration: int) -> float:
         """Return log u of one iteration, in (-inf, 0]."""

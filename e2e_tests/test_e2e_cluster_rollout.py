@@ -49,7 +49,7 @@ def ask():
         try:
             with urllib.request.urlopen(f"http://{{address}}:8000/answer", timeout=120) as reply:
                 print("version", reply.read().decode(), flush=True)
-        except OSError as error:
+        except Exception as error:  # whatever it is, an answer did not come
             print("failed", repr(error), flush=True)
 
 for _ in range(4):
@@ -86,13 +86,17 @@ def asked(bed: Bed) -> Iterator[None]:
     """Two pods of a pool, and a client in the cluster that asks them all the time, four requests at once."""
     cache = scenario.cache_manifest()
     cache["spec"]["placement"]["host"]["resources"]["cpu"] = "250m"  # there are three pods for a while
-    bed.apply(cache, _pool(1, 2))
-    bed.wait("the pool is ready", lambda: bed.ready(_POOL))
-    bed.kubectl.run("create", "-f", "-", manifest=_client())
-    bed.wait("answers come", lambda: _answers(bed)["version 1"] >= 8)
-    yield
-    bed.kubectl.run("delete", "pod", _CLIENT, "--namespace", scenario.NAMESPACE)
-    remove(bed.kubectl, scenario.NAMESPACE, SECONDS, lambda _: None)
+    try:
+        bed.apply(cache, _pool(1, 2))
+        bed.wait("the pool is ready", lambda: bed.ready(_POOL))
+        bed.kubectl.run("create", "-f", "-", manifest=_client())
+        bed.wait("answers come", lambda: _answers(bed)["version 1"] >= 8)
+        yield
+    finally:
+        try:
+            bed.kubectl.run("delete", "pod", _CLIENT, "--ignore-not-found", "--namespace", scenario.NAMESPACE)
+        finally:
+            remove(bed.kubectl, scenario.NAMESPACE, SECONDS, lambda _: None)
 
 
 def _answers(bed: Bed) -> Counter[str]:

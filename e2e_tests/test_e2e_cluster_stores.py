@@ -116,11 +116,17 @@ def elsewhere(bed: Bed) -> Iterator[None]:
     bed.apply(_somebody_elses("Service", {"selector": {"app": _ELSEWHERE}, "ports": [{"port": names.STORE_PORT}]}))
     yield
     there = (f"service/{_ELSEWHERE}", f"pod/{_ELSEWHERE}", f"secret/{_ELSEWHERE}")
-    bed.kubectl.run("delete", *there, "--ignore-not-found")
+    bed.kubectl.run("delete", *there, "--ignore-not-found", "--namespace", scenario.NAMESPACE)
+
+
+def _commanded(bed: Bed, *command: str) -> str:
+    """Return what the store says to its owner."""
+    inside = ("exec", _ELSEWHERE, "--namespace", scenario.NAMESPACE, "--")
+    return bed.kubectl.run(*inside, "valkey-cli", *command).strip()
 
 
 def _calls(bed: Bed, command: str) -> int:
-    told = bed.kubectl.run("exec", _ELSEWHERE, "--", "valkey-cli", "INFO", "commandstats").splitlines()
+    told = _commanded(bed, "INFO", "commandstats").splitlines()
     found = [line for line in told if line.startswith(f"cmdstat_{command}:")]
     return int(found[0].partition("calls=")[2].partition(",")[0]) if found else 0
 
@@ -177,11 +183,6 @@ def _login(password: str) -> dict[str, Any]:
     metadata = {"name": _ELSEWHERE, "namespace": scenario.NAMESPACE}
     data = {"username": "shared", "password": password}
     return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data}
-
-
-def _commanded(bed: Bed, *command: str) -> str:
-    """Return what the store says to its owner."""
-    return bed.kubectl.run("exec", _ELSEWHERE, "--", "valkey-cli", *command).strip()
 
 
 def _settled(bed: Bed) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from shadowserve_lab.home import default_home
+from shadowserve_lab.processes import free_port
 from shadowserve_lab.setup import Setup, SetupError, offered
 
 _METADATA = "Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
@@ -50,7 +51,7 @@ def test_an_index_that_cannot_be_asked_is_an_error_and_not_a_missing_wheel(
     uv: str, links: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("UV_OFFLINE")
-    monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("UV_DEFAULT_INDEX", f"http://127.0.0.1:{free_port()}/simple")
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with pytest.raises(SetupError, match="cannot be asked for torch"):

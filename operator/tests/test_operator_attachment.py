@@ -16,6 +16,7 @@ from test_operator_inferencepool import NOW, a_cluster, become_ready, conditions
 from shadowserve_crds import names
 from shadowserve_crds.conditions import condition
 from shadowserve_crds.inferencepool import InferencePool
+from shadowserve_lab.processes import free_port
 from shadowserve_operator.desired.attachment import EngineState, SidecarPod, SidecarSays, attachment_trouble, still_said
 from shadowserve_operator.desired.round_trip import Plane
 from shadowserve_operator.kinds import POD, Json, Ref
@@ -238,7 +239,7 @@ async def test_what_is_no_sidecar_is_unreachable(answer: object) -> None:
 async def test_sidecars_that_say_nothing_do_not_hold_up_the_reconcile() -> None:
     never = asyncio.Event()
     async with a_sidecar(DOCUMENT, never) as (silent, _):
-        gone = Plane("gone", "127.0.0.1:9")
+        gone = Plane("gone", f"127.0.0.1:{free_port()}")
         found = await PodNetwork(patience=0.2).attachments([silent, gone])
         never.set()
     assert [each.state for each in found] == [EngineState.UNREACHABLE] * 2

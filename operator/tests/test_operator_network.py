@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+from shadowserve_lab.processes import free_port
 from shadowserve_operator.desired.round_trip import Plane, Word
 from shadowserve_operator.network import PodNetwork
 
@@ -55,7 +56,7 @@ async def test_a_data_plane_that_is_still_behind_is_pending() -> None:
 
 async def test_what_is_no_data_plane_and_what_is_not_there_are_unreachable() -> None:
     async with a_server([["something else"]]) as (plane, _):
-        nobody = Plane("nobody", "127.0.0.1:9")
+        nobody = Plane("nobody", f"127.0.0.1:{free_port()}")
         other, gone = await PodNetwork().round_trips([plane, nobody], "now")
     assert (other.word, gone.word) == (Word.UNREACHABLE, Word.UNREACHABLE)
     assert "no data plane" in other.detail

@@ -33,6 +33,20 @@ async def test_it_is_recorded_once_with_the_reason(skipped: str, says: str) -> N
     assert event["involvedObject"]["name"] == "a"
 
 
+async def test_what_somebody_else_wrote_is_cut_short_and_recorded_once_however_often_it_changes() -> None:
+    cluster = a_cluster()
+    await until_quiet(cluster)
+    become_ready(cluster)
+    cluster.put(left_out("first\nsecond" + 20_000 * " third"))
+    await until_quiet(cluster)
+    assert "Pod a: first second third" in message(cluster, "PodsInjected")
+    assert len(message(cluster, "PodsInjected")) < 1000
+    events = FakeCluster("default")
+    assert await tell_skipped(events, left_out("one reason"), NOW)
+    assert not await tell_skipped(events, left_out("another reason"), NOW)
+    assert len(events.events) == 1
+
+
 def _ended() -> Json:
     return left_out() | {"status": {"phase": "Succeeded"}}
 

@@ -9,6 +9,7 @@ from shadowserve_operator.desired.labels import digest
 from shadowserve_operator.desired.left_out import why_left_out
 from shadowserve_operator.kinds import Json
 
+_WITHOUT_SIDECAR = "WithoutSidecar"
 _TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 
@@ -30,7 +31,7 @@ def condition_event(owner: Resource, changed: Condition, now: datetime) -> Json:
 def skipped_event(pod: Json, now: datetime) -> Json | None:
     """Return the event of a pod that asks for a cache by a label and has no sidecar, None for any other pod.
 
-    It has the same name every time, so that it is recorded once.
+    It has the same name every time, so that it is recorded once a pod, whatever is written into its annotation later.
     """
     reason = why_left_out(pod)
     if not reason:
@@ -38,8 +39,8 @@ def skipped_event(pod: Json, now: datetime) -> Json | None:
     metadata = pod["metadata"]
     about = {"apiVersion": "v1", "kind": "Pod"} | {key: metadata[key] for key in ("name", "namespace", "uid")}
     message = f"runs without the sidecar: {reason}"
-    name = f"{metadata['name'][:200]}.{digest([about, message])}"
-    return _event(name, about, ("Warning", "WithoutSidecar", message), now)
+    name = f"{metadata['name'][:200]}.{digest([about, _WITHOUT_SIDECAR])}"
+    return _event(name, about, ("Warning", _WITHOUT_SIDECAR, message), now)
 
 
 def _event(name: str, about: Json, says: tuple[str, str, str], now: datetime) -> Json:

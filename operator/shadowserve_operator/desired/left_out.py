@@ -11,6 +11,8 @@ from shadowserve_operator.kinds import Json
 
 UNSEEN = "the admission webhook did not see it when it was made; delete it, so that it is made anew"
 _MOST_NAMES = 5
+_MOST_CHARACTERS = 500
+"""Of what an annotation says: anybody who may write the pod may write that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,8 @@ def why_left_out(pod: Json) -> str:
     gone = metadata.get("deletionTimestamp") or phase not in ("Pending", "Running")
     if not asks or gone or names.INJECTED_ANNOTATION in annotations:
         return ""
-    return str(annotations.get(names.SKIPPED_ANNOTATION) or UNSEEN)
+    said = " ".join(str(annotations.get(names.SKIPPED_ANNOTATION, "")).split())
+    return said[:_MOST_CHARACTERS] or UNSEEN
 
 
 def left_out(pods: Iterable[Json]) -> tuple[LeftOut, ...]:

@@ -9,7 +9,7 @@ from capacity_windows import POOL, QUICK, known_pool, truth
 from shadowserve_capacity.errors import InputFault
 from shadowserve_capacity.model.closed_form import flow, latencies
 from shadowserve_capacity.model.files import read_posterior, write_posterior
-from shadowserve_capacity.model.fit import evidence_of, fit
+from shadowserve_capacity.model.fit import Method, evidence_of, fit
 from shadowserve_capacity.model.hardware import NAMES, Parameters, prior_of
 from shadowserve_capacity.model.likelihood import log_likelihood
 from shadowserve_capacity.model.observations import Observations
@@ -45,6 +45,14 @@ def test_equal_seeds_give_equal_draws_whoever_computes_them() -> None:
     other = fit(observations, seed=4, sampling=short)
     assert np.array_equal(alone.logs, together.logs)
     assert not np.array_equal(alone.logs, other.logs)
+
+
+def test_prefetching_changes_no_draw_of_a_simulated_fit() -> None:
+    _, observations = known_pool(3)
+    short = replace(QUICK, pilot=60, warm_up=20, steps=40)
+    alone = fit(observations, 3, short, Method.SIMULATION)
+    prefetching = fit(observations, 3, replace(short, workers=4), Method.SIMULATION)  # two chains, two processes each
+    assert alone.logs.tobytes() == prefetching.logs.tobytes()
 
 
 def test_few_windows_give_a_wide_posterior_and_a_warning(learnt: tuple[np.ndarray, Posterior]) -> None:

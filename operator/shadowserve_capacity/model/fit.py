@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +19,15 @@ from shadowserve_capacity.model.hardware import DIMENSION, NAMES, Prior, prior_o
 from shadowserve_capacity.model.likelihood import Evidence, Form
 from shadowserve_capacity.model.observations import Observations, Window
 from shadowserve_capacity.model.posterior import Posterior, Seen
+from shadowserve_capacity.model.prediction import ByFormula
 from shadowserve_capacity.model.proposal import CrankNicolson
 from shadowserve_capacity.model.simulation import Simulation
 from shadowserve_capacity.model.target import PosteriorTarget, Whitening, whiten
 from shadowserve_capacity.model.work import load_of, work_of
 from shadowserve_capacity.prefetch.chain import run_serial
+from shadowserve_capacity.prefetch.parallel import Options, run_parallel
 from shadowserve_capacity.prefetch.problem import Adaptation, Problem
+from shadowserve_capacity.prefetch.processes import processes
 
 Values = NDArray[np.float64]
 
@@ -55,7 +59,8 @@ class Sampling:
     """Chains that disagree, or have too few independent draws, go on up to so many times in all: as long again twice,
     then twice as long, three times, and so on."""
     workers: int | None = None
-    """Processes; by default one a chain, as many as there are cores. The result does not depend on it."""
+    """Processes, by default as many as there are cores: one a chain, and for a simulation with twice as many or more,
+    several that prefetch each chain. The result does not depend on it."""
 
 
 def fit(
@@ -138,9 +143,11 @@ def _sample(target: PosteriorTarget, seed: int, sampling: Sampling, tell: Callab
     """
     chains = problems(target, seed, sampling)
     rounds: list[Values] = []
-    with _mapped(min(len(chains), sampling.workers or os.cpu_count() or 1)) as run:
+    workers = sampling.workers or os.cpu_count() or 1
+    each_has = 1 if target.form is closed_form.latencies else max(1, workers // len(chains))
+    with _mapped(min(len(chains), workers)) as run:
         while True:
-            states = np.stack(list(run(_states, chains)))
+            states = np.stack(list(run(partial(_states, workers=each_has), chains)))
             kept = states[:, sampling.warm_up if not rounds else _SETTLING :: sampling.thin]
             rounds.append(target.whitening.coordinates(kept))
             draws = np.concatenate(rounds[len(rounds) // 2 :], axis=1)
@@ -169,8 +176,15 @@ def _mapped(workers: int) -> Iterator[Callable[..., Iterable[Values]]]:
         yield pool.map
 
 
-def _states(problem: Problem) -> Values:
-    return run_serial(problem).states
+def _states(problem: Problem, workers: int) -> Values:
+    """Return the states of a chain, by as many processes more as `workers` says when these are several."""
+    if workers == 1:
+        return run_serial(problem).states
+    assert isinstance(problem.target, PosteriorTarget)
+    with processes(problem.target, workers) as hiring:
+        options = Options(split=None)  # a simulation cannot be split
+        chain, _ = run_parallel(problem, hiring, workers, ByFormula.of(problem.target), options)
+    return chain.states
 
 
 def _diagnoses(values: Values) -> dict[str, Diagnosis]:

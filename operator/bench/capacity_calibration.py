@@ -6,6 +6,8 @@ Kolmogorov and Smirnov for each parameter, whose largest of 13 exceeds 1.98 in o
 
 `--pools simulation` makes the windows by the simulated form instead, request by request, with other random numbers than
 any fit would use: what is fitted is then not quite what is true, as with a real engine. First one fit is timed.
+
+Last come the predictors of prefetching, on a chain in simulated time: how often what they say comes true.
 """
 
 import argparse
@@ -20,16 +22,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shadowserve_capacity.calibration import Recorded, calibrate
 from shadowserve_capacity.model.closed_form import latencies
 from shadowserve_capacity.model.fit import Sampling, fit
 from shadowserve_capacity.model.hardware import NAMES, prior_of
 from shadowserve_capacity.model.observations import Pool
 from shadowserve_capacity.model.simulation import Simulation
 from shadowserve_capacity.model.synthetic import random_loads, synthetic
+from shadowserve_capacity.prefetch.policy import Policy
+from shadowserve_capacity.prefetch.predictors import ConstantRate, PaperPartialData, PartialData, Predictor
+from shadowserve_capacity.prefetch.simulated import Cluster, run_simulated
+from shadowserve_capacity.prefetch.surrogate import Surrogate
+from shadowserve_capacity.problems.named import Named
 
 LIMIT = 1.98
 FIT_WINDOWS, FIT_SECONDS = 200, 20.0
 DRAWS = 99
+PREDICTED, PREDICTED_DATA = 400, 20_000
 _SAMPLING = Sampling(chains=1, pilot=450, warm_up=150, steps=1200, thin=1, rounds=1, workers=1)
 
 
@@ -72,6 +81,21 @@ def time_fit(options: argparse.Namespace) -> bool:
     load = round(os.getloadavg()[0], 2)
     print(json.dumps({**line, **verdict, **checks, "cores": os.cpu_count(), "load": load}), flush=True)
     return seconds <= FIT_SECONDS
+
+
+def tell_predictors(seed: int) -> None:
+    """Print one line for each predictor and fifth of the data: reliability and Brier score of what it said."""
+    problem = Named("mixture", PREDICTED_DATA, seed).problem(PREDICTED)
+    predictors: dict[str, Predictor] = {
+        "constant": ConstantRate(), "paper": PaperPartialData(), "partial": PartialData(),
+        "surrogate": Surrogate(problem),
+    }  # fmt: skip
+    for name, predictor in predictors.items():
+        recorded = Recorded(predictor)
+        run_simulated(problem, Cluster(16, 0.0175, 0.0002), recorded, Policy(workers=16))
+        for part in calibrate(recorded.forecasts):
+            line = {"bench": "predictor_calibration", "case": f"mixture, {PREDICTED_DATA} data", "predictor": name}
+            print(json.dumps({**line, **part.as_json()}), flush=True)
 
 
 def distance(values: Sequence[float]) -> float:
@@ -125,6 +149,7 @@ def main(arguments: Sequence[str]) -> int:
                     flush=True,
                 )
     uniform = report(np.array(found), options, time.perf_counter() - start)
+    tell_predictors(options.seed)
     return 0 if uniform and in_time else 1
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from shadowserve_capacity.calibration import Forecast
     from shadowserve_capacity.prefetch.chain import Chain
     from shadowserve_capacity.prefetch.links import Hiring
     from shadowserve_capacity.prefetch.predictors import Predictor
@@ -68,12 +69,16 @@ def sample(
     check: Annotated[
         bool, typer.Option("--check", help="Run the serial chain too, and compare bytes and time.")
     ] = False,
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="Say how often what the predictor said came true.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a chain on several cores: the same bytes as on one, sooner.
 
     Exit code 1 when the target breaks its promises or `--check` finds a difference, 2 when something is refused.
     """
+    from shadowserve_capacity.calibration import calibrate
     from shadowserve_capacity.prefetch.worker import keep_freed_memory
     from shadowserve_capacity.problems.named import Named
 
@@ -85,7 +90,7 @@ def sample(
             named, named.problem(iterations), workers or cores, 0 < workers < cores, predictor,
             None if split < 0 else split, checkpoint,
         )  # fmt: skip
-        chain, progress = _sampled(asked, listen, secret_file)
+        chain, progress, forecasts = _sampled(asked, listen, secret_file, calibration)
         said = {
             "problem": problem.value, "size": size, "seed": seed, "batches": batches, "predictor": predictor.value,
             "chain_sha256": chain.sha256, **asdict(progress), "iterations": len(chain.states),
@@ -93,7 +98,10 @@ def sample(
         }  # fmt: skip
         if check:
             said |= _compared(asked, chain, progress)
-    _print(said, as_json)
+    found = calibrate(forecasts) if calibration else []
+    _print(said | {"calibration": [each.as_json() for each in found]} if as_json and calibration else said, as_json)
+    for part in [] if as_json else found:
+        typer.echo(part.explain())
     if said.get("equal_to_serial") is False:
         raise typer.Exit(BROKEN)
 
@@ -169,7 +177,10 @@ class _Sample:
     checkpoint: Path | None
 
 
-def _sampled(asked: _Sample, listen: str | None, secret_file: Path | None) -> "tuple[Chain, Progress]":
+def _sampled(
+    asked: _Sample, listen: str | None, secret_file: Path | None, recording: bool
+) -> "tuple[Chain, Progress, list[Forecast]]":
+    from shadowserve_capacity.calibration import Recorded
     from shadowserve_capacity.prefetch.chain import Chain, Position
     from shadowserve_capacity.prefetch.checkpoint import Checkpoint
     from shadowserve_capacity.prefetch.parallel import Options, run_parallel
@@ -187,9 +198,11 @@ def _sampled(asked: _Sample, listen: str | None, secret_file: Path | None) -> "t
     )  # fmt: skip
     with _hired(asked, listen, secret_file) as hiring, ThreadPoolExecutor(1) as executor:
         predictor = _predictor(asked.predictor, asked.problem, executor)
-        chain, progress = run_parallel(asked.problem, hiring, asked.workers, predictor, options, left.position)
+        recorded = Recorded(predictor)
+        guide = recorded if recording else predictor
+        chain, progress = run_parallel(asked.problem, hiring, asked.workers, guide, options, left.position)
     _progress_line(str(progress), last=True)
-    return left.chain.followed_by(chain), progress
+    return left.chain.followed_by(chain), progress, recorded.forecasts
 
 
 @contextmanager

@@ -140,6 +140,22 @@ def test_a_finished_chain_is_printed_again_without_complaints(
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_sample_tells_how_often_its_guesses_came_true() -> None:
+    plain = json.loads(CliRunner().invoke(application, [*SMALL, "--json"]).stdout)
+    asked = CliRunner().invoke(application, [*SMALL, "--predictor", "constant", "--calibration", "--json"])
+    said = json.loads(asked.stdout)
+    assert said["chain_sha256"] == plain["chain_sha256"], "who records changes nothing"
+    parts = said["calibration"]
+    assert parts[0]["seen_from"] == 0.0
+    assert parts[0]["count"] == 40, "one guess for each decision of the chain before data were seen"
+    came_true = sum(each["observed"] * each["count"] for each in parts[0]["reliability"])
+    assert came_true == pytest.approx(40 * said["acceptance"])
+    assert "calibration" not in plain
+    words = CliRunner().invoke(application, [*SMALL, "--calibration"]).stdout
+    assert "with 0% to 20% of the data seen: " in words
+    assert "Brier score" in words
+
+
 def test_simulate_prints_speedups_for_several_clusters() -> None:
     asked = ["simulate", "--problem", "lasso", "--size", "500", "--iterations", "30", "--workers", "4", "--json"]
     runs = json.loads(CliRunner().invoke(application, asked).stdout)["runs"]

@@ -48,6 +48,7 @@ Iterations = Annotated[int, typer.Option(min=1, help="Length of the chain.")]
 Seed = Annotated[int, typer.Option(min=0, help="Equal seeds give equal chains, whoever computes them.")]
 Batches = Annotated[int, typer.Option(min=1, help="Terms that the log density is cut into.")]
 Guess = Annotated[PredictorName, typer.Option("--predictor", help="How acceptance is guessed; costs time at worst.")]
+Picture = Annotated[Path | None, typer.Option("--plot", help="Draw the speed-up here (.png or .svg).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Secret = Annotated[
     Path | None, typer.Option("--secret-file", exists=True, dir_okay=False, help="Secret of master and remote workers.")
@@ -72,6 +73,7 @@ def sample(
     calibration: Annotated[
         bool, typer.Option("--calibration", help="Say how often what the predictor said came true.")
     ] = False,
+    plot: Picture = None,
     as_json: Json = False,
 ) -> None:
     """Run a chain on several cores: the same bytes as on one, sooner.
@@ -86,16 +88,20 @@ def sample(
     cores = len(os.sched_getaffinity(0))
     named = Named(problem.value, size, seed, batches)
     with _said_plainly():
+        _can_draw(plot)
         asked = _Sample(
             named, named.problem(iterations), workers or cores, 0 < workers < cores, predictor,
             None if split < 0 else split, checkpoint,
         )  # fmt: skip
-        chain, progress, forecasts = _sampled(asked, listen, secret_file, calibration)
+        told: list[Progress] = []
+        chain, progress, forecasts = _sampled(asked, listen, secret_file, calibration, told)
         said = {
             "problem": problem.value, "size": size, "seed": seed, "batches": batches, "predictor": predictor.value,
             "chain_sha256": chain.sha256, **asdict(progress), "iterations": len(chain.states),
             "acceptance": chain.acceptance,
         }  # fmt: skip
+        if plot is not None:
+            _draw_told([*told, progress], plot)
         if check:
             said |= _compared(asked, chain, progress)
     found = calibrate(forecasts) if calibration else []
@@ -119,17 +125,20 @@ def simulate(
     hybrid: Annotated[bool, typer.Option(help="Let workers share evaluations where that pays.")] = True,
     batch_seconds: Annotated[float, typer.Option(min=1e-9, help="Cost of a batch; 0.0175 is the paper's.")] = 0.0175,
     message_seconds: Annotated[float, typer.Option(min=0.0, help="Until a worker has its next task.")] = 0.0002,
+    plot: Picture = None,
     as_json: Json = False,
 ) -> None:
     """Compute a chain as a cluster of any size would, in simulated time: speed-ups without the cluster."""
+    from shadowserve_capacity.prefetch.plots import Point, draw_speedups
     from shadowserve_capacity.prefetch.policy import Policy
     from shadowserve_capacity.prefetch.simulated import Cluster, run_simulated
     from shadowserve_capacity.problems.named import Named
 
     with _said_plainly():
+        _can_draw(plot)
         what = Named(problem.value, size, seed, batches).problem(iterations)
-        runs = []
-        for count in workers or (16, 32, 64):
+        runs, points = [], []
+        for count in sorted(workers or (16, 32, 64)):
             cluster = Cluster(count, batch_seconds, message_seconds)
             split = cluster.split if hybrid and count > 1 and 2 * cluster.split <= batches else None
             run = run_simulated(what, cluster, _predictor(predictor, what), Policy(split=split, workers=count))
@@ -140,7 +149,10 @@ def simulate(
                     "chain_sha256": run.chain.sha256,
                 }
             )  # fmt: skip
+            points.append(Point(count, run.speedup, run.useful, run.wasted, run.idle))
             _progress_line(f"{count} workers: speed-up {run.speedup:.2f} in simulated time", last=True)
+        if plot is not None:
+            draw_speedups(points, "workers", [each.at for each in points], plot)
     if as_json:
         typer.echo(json.dumps({"problem": problem.value, "size": size, "iterations": iterations, "runs": runs}))
         return
@@ -178,7 +190,7 @@ class _Sample:
 
 
 def _sampled(
-    asked: _Sample, listen: str | None, secret_file: Path | None, recording: bool
+    asked: _Sample, listen: str | None, secret_file: Path | None, recording: bool, told: "list[Progress]"
 ) -> "tuple[Chain, Progress, list[Forecast]]":
     from shadowserve_capacity.calibration import Recorded
     from shadowserve_capacity.prefetch.chain import Chain, Position
@@ -194,7 +206,7 @@ def _sampled(
             Checkpoint(left.chain.followed_by(chain), position, left.problem).save(path)
 
     options = Options(
-        split=asked.split, master_works=asked.spare, tell=_teller(), told_every=0.5, keep=keep if path else None
+        split=asked.split, master_works=asked.spare, tell=_teller(told), told_every=0.5, keep=keep if path else None
     )  # fmt: skip
     with _hired(asked, listen, secret_file) as hiring, ThreadPoolExecutor(1) as executor:
         predictor = _predictor(asked.predictor, asked.problem, executor)
@@ -269,8 +281,27 @@ def _said_plainly() -> Iterator[None]:
         raise typer.Exit(REFUSED) from error
 
 
-def _teller() -> "Callable[[Progress], None]":
-    return lambda progress: _progress_line(str(progress))
+def _teller(told: "list[Progress]") -> "Callable[[Progress], None]":
+    def tell(progress: "Progress") -> None:
+        told.append(progress)
+        _progress_line(str(progress))
+
+    return tell
+
+
+def _can_draw(file: Path | None) -> None:
+    """Refuse a picture that cannot be made before a long run, not after it."""
+    if file is not None:
+        from shadowserve_capacity.drawing import pyplot_for
+
+        pyplot_for(file)
+
+
+def _draw_told(told: "list[Progress]", file: Path) -> None:
+    from shadowserve_capacity.prefetch.plots import Point, draw_speedups
+
+    points = [Point(each.iteration, each.speedup, each.useful, each.wasted, each.idle) for each in told]
+    draw_speedups(points, "iterations", [each.workers for each in told], file)
 
 
 def _progress_line(text: str, last: bool = False) -> None:

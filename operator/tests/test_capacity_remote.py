@@ -163,6 +163,18 @@ def test_simulate_prints_speedups_for_several_clusters() -> None:
     assert 1.0 < runs[0]["speedup"] <= 4.0
 
 
+def test_speedups_are_drawn(tmp_path: Path) -> None:
+    asked = ["simulate", "--size", "500", "--iterations", "20", "--workers", "4", "--workers", "2"]
+    simulated, sampled = tmp_path / "simulated.svg", tmp_path / "sampled.png"
+    assert CliRunner().invoke(application, [*asked, "--plot", str(simulated)]).exit_code == 0
+    assert "<svg" in simulated.read_text()
+    assert CliRunner().invoke(application, [*SMALL, "--plot", str(sampled)]).exit_code == 0
+    assert sampled.read_bytes().startswith(b"\x89PNG")
+    refused = CliRunner().invoke(application, [*asked, "--plot", str(tmp_path / "p.bmp")])
+    assert refused.exit_code == 2
+    assert "written as .png or .svg" in refused.stderr
+
+
 def test_what_makes_no_sense_is_refused() -> None:
     refused = CliRunner().invoke(application, ["sample", "--size", "10"])
     assert refused.exit_code == 2

@@ -2,25 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from shadowserve_capacity.errors import CapacityError
+from shadowserve_capacity.drawing import pyplot_for, save
 from shadowserve_capacity.model.comparison import Compared
 from shadowserve_capacity.model.hardware import NAMES
 from shadowserve_capacity.model.posterior import Posterior
 
-SUFFIXES = (".png", ".svg")
-
-
-class NoPlots(CapacityError):
-    """Nothing can be drawn; the message says what to do."""
-
 
 def draw_trace(posterior: Posterior, file: Path) -> None:
     """Draw every chain of every parameter; raises `NoPlots`."""
-    pyplot = _pyplot(file)
+    pyplot = pyplot_for(file)
     columns = 3
     figure, axes = pyplot.subplots(-(-len(NAMES) // columns), columns, figsize=(12, 11), layout="constrained")
     for index, axis in enumerate(axes.flat):
@@ -30,12 +23,12 @@ def draw_trace(posterior: Posterior, file: Path) -> None:
         axis.plot(np.exp(posterior.logs[:, :, index]).T, linewidth=0.4)
         axis.set_yscale("log")
         axis.set_title(f"{NAMES[index]}  (R-hat {posterior.diagnoses[NAMES[index]].rhat:.3f})", fontsize=9)
-    _save(pyplot, figure, file)
+    save(pyplot, figure, file)
 
 
 def draw_comparison(compared: Sequence[Compared], level: float, file: Path) -> None:
     """Draw the predicted interval of each window's TTFT p90 against what was observed; raises `NoPlots`."""
-    pyplot = _pyplot(file)
+    pyplot = pyplot_for(file)
     figure, axis = pyplot.subplots(figsize=(6, 6), layout="constrained")
     observed = np.array([each.observed for each in compared])
     predicted = np.array([[each.interval.low, each.interval.median, each.interval.high] for each in compared])
@@ -48,26 +41,4 @@ def draw_comparison(compared: Sequence[Compared], level: float, file: Path) -> N
     axis.plot(ends, ends, color="grey", linewidth=0.8)
     axis.set(xscale="log", yscale="log", xlabel="observed TTFT p90 (s)", ylabel=f"predicted, {level:.0%} interval (s)")
     axis.legend()
-    _save(pyplot, figure, file)
-
-
-def _pyplot(file: Path) -> Any:
-    if file.suffix.lower() not in SUFFIXES:
-        raise NoPlots(f"{file}: plots are written as {' or '.join(SUFFIXES)}")
-    try:
-        import matplotlib as mpl
-    except ModuleNotFoundError as error:
-        raise NoPlots("plots need matplotlib: pip install 'shadowserve[plots]'") from error
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
-def _save(pyplot: Any, figure: Any, file: Path) -> None:
-    try:
-        figure.savefig(file, dpi=120)
-    except OSError as error:
-        raise NoPlots(f"{file}: {error.strerror}") from error
-    finally:
-        pyplot.close(figure)
+    save(pyplot, figure, file)

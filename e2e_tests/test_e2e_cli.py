@@ -136,7 +136,7 @@ def test_a_namespace_without_network_policies_is_found_and_the_fix_that_is_told_
         kubectl = Binaries(default_home()).path(KUBECTL).parent
         environment = {"PATH": f"{kubectl}:/usr/bin:/bin", "KUBECONFIG": str(api.kubeconfig), "HOME": str(tmp_path)}
         fix = ["sh", "-c", found["fix"]]
-        subprocess.run(fix, env=environment, cwd=REPOSITORY, check=True, timeout=_COMMAND_SECONDS)
+        subprocess.run(fix, env=environment, cwd=tmp_path, check=True, timeout=_COMMAND_SECONDS)
         assert verdicts(told(api, "doctor", code=1))["network policies"] == "ok"
     finally:
         for namespace in ("chat", "default"):

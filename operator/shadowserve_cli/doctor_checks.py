@@ -5,10 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
 
 from shadowserve_cli.doctor_facts import OPERATOR, OTHER_POOL, Facts
-from shadowserve_cli.explain_report import unselected
+from shadowserve_cli.guarding import guarded, opened_by
 from shadowserve_cli.status_report import operator_says
 from shadowserve_crds import names
 from shadowserve_crds.conditions import READY, ConditionStatus
@@ -22,14 +21,20 @@ from shadowserve_operator.desired.config import DATA_PLANE, STORE
 from shadowserve_operator.desired.labels import labels_of
 from shadowserve_operator.desired.pairing import is_card, resolve
 from shadowserve_operator.desired.wording import first_few
-from shadowserve_operator.kinds import Json
 from shadowserve_operator.plan import first_difference
 from shadowserve_operator.webhook_identity import HOOK, WEBHOOK
 
 OLDEST = (1, 30)
 """Kubernetes that has native sidecars, CEL rules and the `sleep` hook without a feature gate."""
 _APPLY = "kubectl apply --server-side -f install.yaml"
-_POLICIES = "manifests/components/network-policies/caches.yaml"
+_INSTALLED = "default"
+"""The namespace whose stores and data planes `install.yaml` guards."""
+_COPY_POLICIES = (
+    f"kubectl -n {_INSTALLED} get networkpolicy shadowserve-stores shadowserve-data-planes -o yaml"
+    " | sed -E '/^ *(uid|resourceVersion|generation|creationTimestamp):/d;"
+    f" s/namespace: {_INSTALLED}$/namespace: {{namespace}}/'"
+    " | kubectl apply --server-side -f -"
+)
 _MOST = 3
 _POD_SECURITY = "pod-security.kubernetes.io/enforce"
 
@@ -216,34 +221,41 @@ def _certificates(facts: Facts, now: datetime) -> Check:
 
 
 def _policies(facts: Facts) -> Check:
-    """Judge by whom a policy selects, not by its name: they may be the user's own."""
+    """Judge policies by what they do, not by their names: they may be the user's own."""
     name = "network policies"
-    open_to_all = []
-    for namespace, policies in facts.policies.items():
-        caches = [each for each in facts.picture.caches if each.namespace == namespace]
-        exposed = {part for cache in caches for part in _exposed(cache, policies)}
-        open_to_all += [f"{part} of {namespace}" for part in sorted(exposed)]
-    if open_to_all:
-        namespace = open_to_all[0].rpartition(" ")[2]
-        fix = f"sed 's/namespace: default/namespace: {namespace}/' {_POLICIES} | kubectl apply -f -"
-        return Check(name, Verdict.WARNING, f"every pod may try to reach the {_some(open_to_all)}", fix)
+    exposed = {f"{each.part} of {each.namespace}": each for each in _exposed(facts)}
+    if exposed:
+        first = exposed[min(exposed, key=lambda said: (exposed[said].namespace, said))]
+        fix = _APPLY if first.namespace == _INSTALLED else _COPY_POLICIES.replace("{namespace}", first.namespace)
+        if first.opened_by:
+            fix = f"narrow or delete network policy {first.opened_by[0]} of {first.namespace}: it admits everybody"
+        return Check(name, Verdict.WARNING, f"every pod may try to reach the {_some(sorted(exposed))}", fix)
     if not facts.policies:
         return Check(name, Verdict.OK, "there is no PrefixCache yet, or they may not be read")
     return Check(name, Verdict.OK, f"stores and data planes are guarded in {_some(sorted(facts.policies))}")
 
 
-def _exposed(cache: PrefixCache, policies: Iterable[Json]) -> Iterable[str]:
-    """Yield which of a cache's pods no policy guards from the others'."""
-    parts = {"stores": STORE} if cache.spec.store.type is StoreType.MANAGED else {}
-    parts |= {"data planes": DATA_PLANE} if PlaceName.DPU in cache.spec.placement.order else {}
-    for part, component in parts.items():
-        labels = labels_of(cache.name, component)
-        if not any(_guards(each.get("spec", {}), labels) for each in policies):
-            yield part
+@dataclass(frozen=True, slots=True)
+class _Exposed:
+    """Pods of a cache that no policy guards from the others; `opened_by` are policies that undo what guards them."""
+
+    part: str
+    namespace: str
+    opened_by: tuple[str, ...]
 
 
-def _guards(spec: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
-    return "Ingress" in spec.get("policyTypes", ("Ingress",)) and not unselected(spec.get("podSelector") or {}, labels)
+def _exposed(facts: Facts) -> Iterable[_Exposed]:
+    for cache in facts.picture.caches:
+        policies = facts.policies.get(cache.namespace)
+        if policies is None:
+            continue
+        parts = {"stores": (STORE, names.STORE_PORT)} if cache.spec.store.type is StoreType.MANAGED else {}
+        if PlaceName.DPU in cache.spec.placement.order:
+            parts |= {"data planes": (DATA_PLANE, names.DATA_PLANE_PORT)}
+        for part, (component, port) in parts.items():
+            labels = labels_of(cache.name, component)
+            if not guarded(policies, labels, port):
+                yield _Exposed(part, cache.namespace, tuple(opened_by(policies, labels, port)))
 
 
 def _resources(facts: Facts) -> Check:

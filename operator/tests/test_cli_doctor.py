@@ -172,6 +172,31 @@ def test_policies_of_the_users_own_guard_as_well_and_a_cache_on_hosts_needs_less
     )
 
 
+ALL_PODS: Json = {"podSelector": {}, "policyTypes": ["Ingress"]}
+
+
+@pytest.mark.parametrize(
+    ("rule", "exposed"),
+    [
+        ({}, True),
+        ({"from": [{"namespaceSelector": {}}]}, True),
+        ({"from": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}, True),
+        ({"ports": [{"protocol": "TCP"}]}, True),
+        ({"ports": [{"port": 6000, "endPort": 7000}]}, True),
+        ({"ports": [{"port": names.STORE_PORT, "protocol": "UDP"}]}, False),
+        ({"ports": [{"port": 80}]}, False),
+        ({"from": [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "a"}}}]}, False),
+        ({"from": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.0.0.0/8"]}}]}, False),
+    ],
+)
+def test_a_policy_that_admits_everybody_to_a_store_undoes_what_the_others_guard(rule: Json, exposed: bool) -> None:
+    opened = {"metadata": {"name": "open"}, "spec": {**ALL_PODS, "ingress": [rule]}}
+    found = check(diagnosis(facts(policies={"default": (*POLICIES, opened)}), NOW), "network policies")
+    assert (found.verdict is Verdict.WARNING) is exposed
+    assert ("stores of default" in found.found) is exposed
+    assert ("network policy open of default" in found.fix) is exposed
+
+
 def test_what_may_not_be_read_is_unknown_not_wrong() -> None:
     hidden = facts(
         missing_rights=None,

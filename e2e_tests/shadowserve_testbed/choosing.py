@@ -1,5 +1,6 @@
-"""Which provider makes the test bed: who is asked for, whose bed is up, kind where Docker runs, else the native one."""
+"""Which provider makes the test bed: who is asked for, whose bed is up, kind where it can be, else the native one."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from shadowserve_testbed.provider import Provider
 from shadowserve_testbed.providers import PROVIDERS
 
 _SECONDS = 20.0
+_NODES_BY = "podman"
 _ASK_DOCKER = ("docker", "version", "--format", "{{.Server.Version}}")
 
 
@@ -22,11 +24,11 @@ class Choice:
     reason: str
 
 
-def choose(asked: str, running: Sequence[str], docker: str) -> Choice:
+def choose(asked: str, running: Sequence[str], obstacle: str) -> Choice:
     """Return which provider makes the test bed. Pure; raises `TestbedError`.
 
-    `asked` is what PROVIDER says, "" if nothing; `running` are those whose beds are up; `docker` is why Docker does not
-    run here, "" if it does.
+    `asked` is what PROVIDER says, "" if nothing; `running` are those whose beds are up; `obstacle` is why this is no
+    machine for kind, "" if it is.
     """
     if asked and asked not in PROVIDERS:
         raise TestbedError(f"PROVIDER={asked}: there are only {', '.join(sorted(PROVIDERS))}")
@@ -35,9 +37,9 @@ def choose(asked: str, running: Sequence[str], docker: str) -> Choice:
         return Choice(asked, "PROVIDER says so")
     if running:
         return Choice(running[0], "its test bed is up")
-    if docker:
-        return Choice("native", f"{docker}; PROVIDER=kind takes kind with podman")
-    return Choice("kind", "Docker runs here; PROVIDER=native takes network namespaces of this machine")
+    if obstacle:
+        return Choice("native", f"{obstacle}; PROVIDER=kind takes kind with podman, and installs that as root")
+    return Choice("kind", "Docker and podman are here; PROVIDER=native takes network namespaces of this machine")
 
 
 def refuse_beside(name: str, running: Sequence[str]) -> None:
@@ -52,7 +54,7 @@ def refuse_beside(name: str, running: Sequence[str]) -> None:
 def chosen(home: Home, asked: str) -> tuple[Provider, Choice]:
     """Return the provider to use on this machine, and why. Raises `TestbedError`."""
     running = running_providers(home)
-    choice = choose(asked, running, "" if asked or running else docker_trouble())
+    choice = choose(asked, running, "" if asked or running else kind_obstacle(os.geteuid()))
     return PROVIDERS[choice.name](home), choice
 
 
@@ -67,8 +69,19 @@ def remove_all_beds(home: Home) -> None:
         make(home).down()
 
 
-def docker_trouble() -> str:
-    """Return in words why Docker does not run here, "" if it does."""
+def kind_obstacle(user: int) -> str:
+    """Return in words why this is no machine for kind, "" if it is; `user` is the uid of who asks.
+
+    Docker tells that it is a machine for containers. The nodes themselves are made with podman, by root.
+    """
+    if trouble := _docker_trouble():
+        return trouble
+    if shutil.which(_NODES_BY) is None:
+        return f"Docker runs here, but kind's nodes are made with {_NODES_BY}, which is not installed"
+    return "" if user == 0 else f"Docker runs here, but kind's nodes are made with {_NODES_BY} by root, and you are not"
+
+
+def _docker_trouble() -> str:
     if shutil.which(_ASK_DOCKER[0]) is None:
         return "Docker is not installed"
     try:

@@ -1,19 +1,20 @@
-"""Who makes the test bed: what is asked for, what is up, kind where Docker runs, else the native one."""
+"""Who makes the test bed: what is asked for, what is up, kind where it can, else the native one."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from shadowserve_lab.home import Home, say
-from shadowserve_testbed.choosing import choose, chosen, docker_trouble, refuse_beside
+from shadowserve_testbed.choosing import choose, chosen, kind_obstacle, refuse_beside
 from shadowserve_testbed.errors import TestbedError
 
 NONE = "Docker is not installed"
 
 
-def test_kind_is_taken_where_docker_runs_and_says_so() -> None:
+def test_kind_is_taken_where_docker_and_podman_are_and_says_so() -> None:
     choice = choose("", [], "")
-    assert (choice.name, "Docker runs" in choice.reason) == ("kind", True)
+    assert (choice.name, "Docker and podman" in choice.reason) == ("kind", True)
 
 
 def test_without_docker_it_is_the_native_one_and_the_reason_is_said() -> None:
@@ -51,27 +52,31 @@ def test_a_provider_that_does_not_exist_is_refused_in_words() -> None:
         choose("minikube", [], "")
 
 
-def _docker(folder: Path, script: str) -> None:
-    program = folder / "docker"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
+def _program(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
 
 
 @pytest.mark.parametrize(
-    ("script", "name", "words"),
+    ("docker", "podman", "user", "words"),
     [
-        (None, "native", "Docker is not installed"),
-        ("echo cannot connect >&2; exit 1", "native", "Docker does not run"),
-        ("echo 29.1.0", "kind", "Docker runs here"),
+        (None, True, 0, "Docker is not installed"),
+        ("echo cannot connect >&2; exit 1", True, 0, "Docker does not run"),
+        ("echo 29.1.0", False, 0, "Docker runs here, but kind's nodes are made with podman, which is not installed"),
+        ("echo 29.1.0", True, 1000, "Docker runs here, but kind's nodes are made with podman by root, and you are not"),
+        ("echo 29.1.0", True, 0, ""),
     ],
 )
 def test_the_machine_is_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, name: str, words: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, docker: str | None, podman: bool, user: int, words: str
 ) -> None:
-    if script is not None:
-        _docker(tmp_path, script)
+    if docker is not None:
+        _program(tmp_path / "docker", docker)
+    if podman:
+        _program(tmp_path / "podman", "exit 0")
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    assert kind_obstacle(user) == words
     _, choice = chosen(Home(tmp_path / "home", say), "")
-    assert choice.name == name
-    assert choice.reason.startswith(words)
-    assert (docker_trouble() == "") is (name == "kind")
+    assert choice.name == ("native" if words else "kind")
+    assert choice.reason.startswith(words or "Docker and podman are here")

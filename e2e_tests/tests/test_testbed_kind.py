@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from shadowserve_lab.home import Home, say
+from shadowserve_testbed.binaries import KIND
 from shadowserve_testbed.errors import TestbedError
 from shadowserve_testbed.kind.cluster import KindCluster
 from shadowserve_testbed.kind.configuration import (
@@ -81,6 +82,33 @@ def test_nodes_are_made_of_the_image_that_is_named() -> None:
 
 def test_how_it_was_made_is_remembered() -> None:
     assert Made.parse(MADE.text()) == MADE
+
+
+@pytest.mark.parametrize("made", [None, '{"hosts": 1, "cards": 1}', "{"], ids=["lost", "older", "cut off"])
+def test_a_bed_that_another_version_made_is_told_and_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str | None
+) -> None:
+    home, calls = Home(tmp_path / "home", say), tmp_path / "calls"
+    folder = home.root / "kind"
+    folder.mkdir(parents=True)
+    (folder / "containers.conf").write_text(podman_config({}))
+    if made is not None:
+        (folder / "made.json").write_text(made)
+    _program(tmp_path / "podman", "echo shadowserve-control-plane")
+    home.make(KIND.artifact, lambda there: _program(there / KIND.name, f'echo "$@" >> {calls}'))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    cluster = KindCluster(home)
+    assert cluster.running()
+    with pytest.raises(TestbedError, match=r"older version made it.* shadowserve testbed down removes it"):
+        cluster.nodes()
+    cluster.down()
+    assert calls.read_text().startswith("delete cluster")
+    assert not folder.exists()
+
+
+def _program(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
 
 
 def test_the_variable_names_the_node_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,7 @@ class KindCluster:
     def down(self) -> None:
         """Remove all of it; the node image stays with podman. Raises `TestbedError`."""
         if shutil.which("podman") is not None and self._folder.is_dir():
+            self._configure_podman()  # it may have got lost with how the test bed was made
             self._kind("delete", "cluster", "--name", CLUSTER)
             with suppress(TestbedError):  # it is another cluster's too
                 self._podman("network", "rm", "kind")
@@ -131,7 +132,13 @@ class KindCluster:
         """Return what was made. Raises `TestbedError`."""
         if not self._containers():
             raise TestbedError("no test bed runs here: shadowserve testbed up --provider kind")
-        return Made.parse((self._folder / "made.json").read_text())
+        try:
+            return Made.parse((self._folder / "made.json").read_text())
+        except (OSError, TypeError, ValueError) as error:
+            raise TestbedError(
+                "how the test bed that runs here was made cannot be read: an older version made it, or making it was "
+                "stopped. shadowserve testbed down removes it"
+            ) from error
 
     def _archive(self, plugins: Path) -> Path:
         with self._home.locked():
@@ -156,9 +163,12 @@ class KindCluster:
         assert plugins is not None  # installed just now
         Path("/lib/modules").mkdir(exist_ok=True)  # kind shows it to the nodes
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._configure_podman()
+        return plugins
+
+    def _configure_podman(self) -> None:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         (self._folder / "containers.conf").write_text(podman_config({"nofile": files, "nproc": _PROCESSES}))
-        return plugins
 
     def _create(self, shape: Shape, plugins: Path) -> None:
         self._home.say(f"kind: making the nodes of {self.image}, about a minute")

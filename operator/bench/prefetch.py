@@ -75,10 +75,9 @@ class Table:
 def _simulated(table: Table, pool: ProcessPoolExecutor, options: argparse.Namespace) -> None:
     began, sizes = time.monotonic(), {name: options.simulated_size or size for name, size in _SIZES.items()}
     starts = [Named("mixture", sizes["mixture"], _SEED + start) for start in range(options.starts)]
-    burning = [pool.submit(simulated.burn_in, named, options.burn_in) for named in starts]
-    settling = [
-        pool.submit(simulated.settled, Named(name, size, _SEED), options.measured) for name, size in sizes.items()
-    ]
+    few, many = (simulated.Lengths.of(options.workers, least) for least in (60, options.measured))
+    burning = [pool.submit(simulated.burn_in, named, options.burn_in, few) for named in starts]
+    settling = [pool.submit(simulated.settled, Named(name, size, _SEED), many) for name, size in sizes.items()]
     phases = []
     for named, each in zip(starts, burning, strict=True):
         length, phase = each.result()
@@ -170,7 +169,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--simulated-size", type=int, help=f"data in simulated runs (default: {_SIZES})")
     parser.add_argument("--burn-in", type=int, default=simulated.BURN_IN, help="iterations of burn-in (the paper's)")
     parser.add_argument("--starts", type=int, default=1, help="chains whose burn-in is averaged (the paper: 2)")
-    parser.add_argument("--measured", type=int, default=100, help="stationary iterations that are measured")
+    parser.add_argument("--measured", type=int, default=100, help="stationary iterations that are measured, at least")
     parser.add_argument("--size", type=int, default=PAPER_SIZES["mixture"], help="data in real runs")
     parser.add_argument("--batches", type=int, default=32, help="batches in real runs")
     parser.add_argument("--iterations", type=int, default=1000, help="iterations of each real run")

@@ -24,7 +24,6 @@ from shadowserve_capacity.problems.named import Named
 BATCH_S = 0.0175
 MESSAGE_S = 0.0002
 BURN_IN = 9575
-_WARM, _MEASURED, _PAST = 30, 60, 40
 _SEGMENTS = 6
 _SETTLE = 800
 _HISTORY = 3000
@@ -79,13 +78,36 @@ METHODS = (
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """Iterations before those that are measured, these, and those after them, which are looked ahead to.
+
+    As many as there are workers may be decided in one instant, so a figure needs several times as many.
+    """
+
+    warm: int
+    measured: int
+    past: int
+
+    @classmethod
+    def of(cls, workers: Sequence[int], least: int) -> "Lengths":
+        """Return lengths for all of these worker counts, with at least `least` iterations measured."""
+        most = max(workers)
+        return cls(max(30, 2 * most), max(least, 4 * most), max(40, 2 * most))
+
+    @property
+    def whole(self) -> int:
+        """All of them."""
+        return self.warm + self.measured + self.past
+
+
+@dataclass(frozen=True)
 class Stretch:
     """Some iterations of a chain: what the predictor knows before, where they begin, how many are measured."""
 
     problem: Problem
     at: Position
     lesson: Lesson
-    measured: int
+    lengths: Lengths
 
 
 @dataclass(frozen=True)
@@ -139,10 +161,11 @@ class Remembered:
 
 def simulate(stretch: Stretch, workers: Sequence[int]) -> list[Speed]:
     """Return the speed of every method and worker count; asserts that each chain is the serial one."""
-    end = stretch.at.iteration + _WARM + stretch.measured + _PAST
+    lengths = stretch.lengths
+    end = stretch.at.iteration + lengths.whole
     problem = replace(stretch.problem, target=Remembered(stretch.problem.target), iterations=end)
     serial = serial_run(problem, stretch.at)[0].sha256
-    seconds = stretch.measured * problem.target.batches * BATCH_S
+    seconds = lengths.measured * problem.target.batches * BATCH_S
     found = []
     for method in METHODS:
         for count in workers:
@@ -150,29 +173,29 @@ def simulate(stretch: Stretch, workers: Sequence[int]) -> list[Speed]:
             cluster = Cluster(count, BATCH_S, MESSAGE_S)
             run = run_simulated(problem, cluster, predictor, method.policy(count), stretch.at)
             assert run.chain.sha256 == serial, f"{method.name}, {count} workers: not the serial chain"
-            taken = float(run.times[_WARM + stretch.measured - 1] - run.times[_WARM - 1])
+            taken = float(run.times[lengths.warm + lengths.measured - 1] - run.times[lengths.warm - 1])
             found.append(Speed(method.name, count, seconds, taken))
     return found
 
 
-def burn_in(named: Named, length: int) -> tuple[int, Phase]:
+def burn_in(named: Named, length: int, lengths: Lengths) -> tuple[int, Phase]:
     """Return how long the transient is, and stretches evenly spread over the first `length` iterations."""
-    problem = named.problem(length + _WARM + _MEASURED + _PAST)
+    problem = named.problem(length + lengths.whole)
     chain, level = walk(problem), walk(replace(stationary(named, 300), iterations=300))
     starts = [length * (2 * index + 1) // (2 * _SEGMENTS) for index in range(_SEGMENTS)]
-    stretches = [_stretch(problem, chain, start, _HISTORY, _MEASURED) for start in starts]
+    stretches = [_stretch(problem, chain, start, _HISTORY, lengths) for start in starts]
     return transient(chain, level), Phase(named.name, "burn-in", stretches)
 
 
-def settled(named: Named, measured: int) -> Phase:
+def settled(named: Named, lengths: Lengths) -> Phase:
     """Return a stretch of the stationary chain, after a history that an ordinary run would have too."""
     problem = replace(stationary(named, _SETTLE), iterations=_SETTLED_HISTORY)
-    stretch = _stretch(problem, walk(problem), _SETTLED_HISTORY, _SETTLED_HISTORY, measured)
+    stretch = _stretch(problem, walk(problem), _SETTLED_HISTORY, _SETTLED_HISTORY, lengths)
     return Phase(named.name, "stationary", [stretch])
 
 
-def _stretch(problem: Problem, chain: Walk, start: int, history: int, measured: int) -> Stretch:
-    return Stretch(problem, chain.positions[start], chain.lesson(start, history), measured)
+def _stretch(problem: Problem, chain: Walk, start: int, history: int, lengths: Lengths) -> Stretch:
+    return Stretch(problem, chain.positions[start], chain.lesson(start, history), lengths)
 
 
 def speeds(

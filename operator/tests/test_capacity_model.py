@@ -129,6 +129,18 @@ def test_a_load_far_beyond_what_was_measured_is_said(learnt: tuple[np.ndarray, P
     assert not any("beyond" in doubt for doubt in posterior.doubts(replace(LOAD, arrival_rate=3 * busiest), 3))
 
 
+def test_a_plan_for_many_times_the_measured_load_is_not_confident(
+    learnt: tuple[np.ndarray, Posterior],
+) -> None:
+    """However many replicas it takes: none of them would be busier than one that was seen."""
+    _, posterior = learnt
+    plan = posterior.replicas_for(replace(LOAD, arrival_rate=20 * posterior.seen.highest), (TTFT,))
+    assert plan.replicas is not None
+    assert plan.replicas > 20
+    assert [warning for warning in plan.warnings if "20 times the most observed" in warning]
+    assert not plan.confident
+
+
 def test_an_objective_that_no_replica_holds_is_told() -> None:
     plan = plan_replicas(lambda replicas: (0.2, 0.7), (TTFT, Objective(Quantity.TPOT, 0.5, 0.05)), 0.9)
     assert plan.replicas is None

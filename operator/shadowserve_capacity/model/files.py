@@ -11,6 +11,7 @@ from shadowserve_capacity.model.parsing import Fields, read_pool
 from shadowserve_capacity.model.posterior import Posterior, Seen
 
 KIND = "shadowserve-capacity-posterior"
+_VERSION = 2
 _KEPT = 400
 """Draws kept of each chain."""
 
@@ -21,7 +22,7 @@ def write_posterior(posterior: Posterior) -> dict[str, object]:
     chosen = np.linspace(0, draws - 1, min(draws, _KEPT)).round().astype(int)
     return {
         "kind": KIND,
-        "version": 1,
+        "version": _VERSION,
         **asdict(posterior.pool),
         "parameters": list(NAMES),
         "log_draws": np.round(posterior.logs[:, chosen], 5).tolist(),
@@ -35,12 +36,14 @@ def read_posterior(value: object) -> Posterior:
     """Return a posterior that was written; raises `InputFault` when this is none, or one of another version."""
     problems: list[str] = []
     fields = Fields(value, "", problems)
-    if fields.raw("kind") != KIND or fields.raw("version") != 1 or fields.raw("parameters") != list(NAMES):
+    if fields.raw("kind") != KIND or fields.raw("version") != _VERSION or fields.raw("parameters") != list(NAMES):
         raise InputFault(["input: no posterior of this version; make one with `shadowserve capacity fit`"])
     pool = read_pool(fields)
     seen = Fields(fields.raw("seen"), "seen", problems)
     observed = Seen(
-        seen.count("windows"), seen.count("requests"), seen.number("busiest"), seen.number("bytes_per_hit_token")
+        seen.count("windows"),
+        seen.count("requests"),
+        *(seen.number(name) for name in ("busiest", "highest", "bytes_per_hit_token")),
     )
     warnings = fields.raw("warnings")
     if not (isinstance(warnings, list) and all(isinstance(each, str) for each in warnings)):

@@ -143,7 +143,7 @@ def _sample(target: PosteriorTarget, seed: int, sampling: Sampling, tell: Callab
     """
     chains = problems(target, seed, sampling)
     rounds: list[Values] = []
-    workers = sampling.workers or os.cpu_count() or 1
+    workers = sampling.workers or len(os.sched_getaffinity(0))
     each_has = 1 if target.form is closed_form.latencies else max(1, workers // len(chains))
     with _mapped(min(len(chains), workers)) as run:
         while True:
@@ -218,6 +218,7 @@ def _seen(observations: Observations) -> Seen:
         windows=len(windows),
         requests=sum(window.arrivals for window in windows),
         busiest=max(window.arrival_rate / window.replicas for window in windows),
+        highest=max(window.arrival_rate for window in windows),
         bytes_per_hit_token=_bytes_per_hit_token(windows),
     )
 

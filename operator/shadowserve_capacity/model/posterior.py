@@ -20,15 +20,18 @@ _NOISE_SEED = 20_14
 """Predictions are functions of the posterior: the same question has the same answer."""
 _FAR_BEYOND = 1.5
 """Times the busiest window's rate a replica: above it an answer rests on the model more than on measurements."""
+_MANY_TIMES = 5.0
+"""Times the highest rate of all replicas together: above it that many more replicas would share the load as evenly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the observations covered; `busiest` in arrivals per second and replica."""
+    """What the observations covered: at most `busiest` arrivals per second and replica, `highest` per second in all."""
 
     windows: int
     requests: int
     busiest: float
+    highest: float
     bytes_per_hit_token: float
 
 
@@ -122,6 +125,12 @@ class Posterior:
             found.append(
                 f"far beyond what was measured: {each:.3g} requests/s a replica, {each / self.seen.busiest:.3g} times "
                 f"the most observed ({self.seen.busiest:.3g}); what engines do there is known from the model only"
+            )
+        if load.arrival_rate > _MANY_TIMES * self.seen.highest:
+            found.append(
+                f"far beyond what was measured: {load.arrival_rate:.3g} requests/s in all, "
+                f"{load.arrival_rate / self.seen.highest:.3g} times the most observed ({self.seen.highest:.3g}); "
+                f"that so many replicas share them evenly is assumed"
             )
         return tuple(found)
 

@@ -69,13 +69,16 @@ def test_first_tokens_of_a_context_are_exact() -> None:
     assert not np.array_equal(after[:, SINK_TOKENS:], values[:, SINK_TOKENS:])
 
 
-def test_tokens_that_would_be_clipped_are_exact() -> None:
-    shape = sample_shape(KvDtype.FLOAT32, tokens=256)
-    values = sample_values(shape)
-    values.view(np.float32)[1, 77, 3] = 4000.0
-    chunk = encode(values, shape, Tier.HIGH)
+@pytest.mark.parametrize(("dtype", "far", "others"), list(product(KvDtype, [4000.0, -4000.0], [-90.0, 0.0, 90.0])))
+def test_tokens_that_would_be_clipped_are_exact(dtype: KvDtype, far: float, others: float) -> None:
+    """Whichever way a token is off, and also where all the others have one sign."""
+    shape = sample_shape(dtype, tokens=256)
+    values = as_floats(sample_values(shape), dtype) + others
+    values[1, 77, 3] = far
+    bits = narrow(values.astype(np.float32), dtype)
+    chunk = encode(bits, shape, Tier.HIGH)
     assert parse(chunk, shape).exact_rows == 1
-    assert np.array_equal(restored(chunk, shape, LandingMode.VALUES)[:, 77], values[:, 77])
+    assert np.array_equal(restored(chunk, shape, LandingMode.VALUES)[:, 77], bits[:, 77])
 
 
 def test_many_far_tokens_widen_the_step_instead() -> None:

@@ -5,6 +5,7 @@ client. By stages is the same with a stage for all chunks at a time. Both land c
 """
 
 import socket
+import ssl
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -27,8 +28,8 @@ _HEAD_BYTES = 16
 class ReceiveOnly:
     """Reads values over some connections into one buffer each."""
 
-    def __init__(self, port: int, connections: int, max_bytes: int) -> None:
-        self._sockets = [socket.create_connection(("127.0.0.1", port), 30) for _ in range(connections)]
+    def __init__(self, port: int, connections: int, max_bytes: int, tls: ssl.SSLContext | None = None) -> None:
+        self._sockets = [_connected(port, tls) for _ in range(connections)]
         self._buffers = [memoryview(bytearray(max_bytes)) for _ in self._sockets]
         self._pool = ThreadPoolExecutor(connections)
 
@@ -57,6 +58,11 @@ class ReceiveOnly:
                 left -= stream.recv_into(buffer, min(left, len(buffer)))
             if position + 2 < len(commands):
                 stream.sendall(commands[position + 2])
+
+
+def _connected(port: int, tls: ssl.SSLContext | None) -> socket.socket:
+    stream = socket.create_connection(("127.0.0.1", port), 30)
+    return stream if tls is None else tls.wrap_socket(stream, server_hostname="127.0.0.1")
 
 
 class Naive:

@@ -172,7 +172,9 @@ def test_no_fetch_fails_while_authority_and_certificates_are_renewed(tmp_path: P
                     wait(lambda change=f"{number}-{part}": verified(metrics, change), f"{stage}: a round trip")
             assert not set(first) & set(_shown_by_all(store, jobs)), "both show new certificates"
             load.goes_on()
-            assert sidecar.metrics()['shadowserve_fetches_total{result="landed"}'] >= load.rounds
+            fetched = load.rounds  # it goes on while the sidecar is asked
+            landed = 'shadowserve_fetches_total{result="landed"}'
+            wait(lambda: sidecar.metrics()[landed] >= fetched, "every fetch has landed")
 
 
 def _shown_by_all(store: Rendered, jobs: int) -> list[str]:

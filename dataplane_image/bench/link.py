@@ -1,7 +1,7 @@
 """A link of a given rate, as a process of its own: `link.py TARGET_PORT`, then bits per second on stdin, a line each.
 
-A token bucket with 30 ms of credit for all connections together. Replies are moved by splice(2), so a fast link costs
-little of the processor time that the measured process needs too.
+A token bucket for all connections together. Replies are moved by splice(2), so that a fast link costs little of the
+processor time that the measured process needs too.
 """
 
 import os
@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 
 _PIECE = 64 * 1024
-_CREDIT_SECONDS = 0.03
+_BURST_SECONDS = 0.004
+"""Makes up for late wake-ups, no more: a real link that rested is no faster afterwards."""
 _SECONDS = 10.0
 
 
@@ -33,7 +34,7 @@ class ShapedLink:
         self.port = int(self._process.stdout.readline())
 
     def limit(self, bits_per_second: float) -> None:
-        """Set the rate; returns when it holds."""
+        """Set the rate, and empty the bucket; returns when it holds."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{bits_per_second}\n")
@@ -53,35 +54,46 @@ class ShapedLink:
         self._process.wait(_SECONDS)
 
 
-class _Bucket:
+class TokenBucket:
+    """When bytes may pass, at `bits_per_second`; 0 is no limit. Times are seconds of one monotonic clock."""
+
+    def __init__(self, bits_per_second: float, now: float) -> None:
+        self._bytes_per_second = bits_per_second / 8
+        self._passed_at = now
+
+    def wait(self, size: int, now: float) -> float:
+        """Return for how many seconds `size` bytes have to wait, zero or less if they need not."""
+        if not self._bytes_per_second:
+            return 0.0
+        self._passed_at = max(self._passed_at, now - _BURST_SECONDS) + size / self._bytes_per_second
+        return self._passed_at - now
+
+
+class _Pace:
+    """One bucket for the threads of all connections, exchanged with every new rate."""
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._bytes_per_second = 0.0
-        self._credit_at = 0.0
+        self._bucket = TokenBucket(0.0, 0.0)
 
     def limit(self, bits_per_second: float) -> None:
         with self._lock:
-            self._bytes_per_second = bits_per_second / 8
-            self._credit_at = time.monotonic()
+            self._bucket = TokenBucket(bits_per_second, time.monotonic())
 
     def pass_on(self, size: int) -> None:
         """Return when `size` bytes may have passed."""
         with self._lock:
-            if not self._bytes_per_second:
-                return
-            now = time.monotonic()
-            self._credit_at = max(self._credit_at, now - _CREDIT_SECONDS) + size / self._bytes_per_second
-            wait = self._credit_at - now
+            wait = self._bucket.wait(size, time.monotonic())
         if wait > 0:
             time.sleep(wait)
 
 
-def _forward(source: socket.socket, sink: socket.socket, bucket: _Bucket | None) -> None:
+def _forward(source: socket.socket, sink: socket.socket, pace: _Pace | None) -> None:
     reading, writing = os.pipe()
     with suppress(OSError):
         while moved := os.splice(source.fileno(), writing, _PIECE):
-            if bucket is not None:
-                bucket.pass_on(moved)
+            if pace is not None:
+                pace.pass_on(moved)
             while moved:
                 moved -= os.splice(reading, sink.fileno(), moved)
     for end in (source, sink):
@@ -92,8 +104,8 @@ def _forward(source: socket.socket, sink: socket.socket, bucket: _Bucket | None)
 
 
 def _serve(target_port: int) -> None:
-    bucket, listener = _Bucket(), socket.create_server(("127.0.0.1", 0))
-    threading.Thread(target=_obey, args=(bucket,), daemon=True).start()
+    pace, listener = _Pace(), socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=_obey, args=(pace,), daemon=True).start()
     print(listener.getsockname()[1], flush=True)
     while True:
         client, _ = listener.accept()
@@ -101,13 +113,13 @@ def _serve(target_port: int) -> None:
         server.settimeout(None)
         for end in (client, server):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for source, sink, paced in ((client, server, None), (server, client, bucket)):
+        for source, sink, paced in ((client, server, None), (server, client, pace)):
             threading.Thread(target=_forward, args=(source, sink, paced), daemon=True).start()
 
 
-def _obey(bucket: _Bucket) -> None:
+def _obey(pace: _Pace) -> None:
     for line in sys.stdin:
-        bucket.limit(float(line))
+        pace.limit(float(line))
         print("set", flush=True)
     os._exit(0)
 

@@ -132,11 +132,16 @@ class Bench:
         self._stack.callback(client.close)
         return client
 
-    def costs(self, variants: dict[str, Fetch], passes: int) -> dict[str, list[Cost]]:
-        """Return the samples of every variant, taken turn by turn."""
-        return interleaved(
-            self.repeats, {name: lambda f=fetch: timed(f, self.requests, passes) for name, fetch in variants.items()}
-        )
+    def costs(
+        self, variants: dict[str, Fetch], passes: int, prepare: Callable[[], None] = lambda: None
+    ) -> dict[str, list[Cost]]:
+        """Return the samples of every variant, taken turn by turn; `prepare` comes before each and does not count."""
+
+        def sample(fetch: Fetch) -> Cost:
+            prepare()
+            return timed(fetch, self.requests, passes)
+
+        return interleaved(self.repeats, {name: lambda f=fetch: sample(f) for name, fetch in variants.items()})
 
 
 def over_a_link(bench: Bench, server: RedisServer, rates: Sequence[float]) -> None:
@@ -151,9 +156,9 @@ def over_a_link(bench: Bench, server: RedisServer, rates: Sequence[float]) -> No
             "ours, 2 workers": bench.ours(store, 2),
         }
         for rate in rates:
-            link.limit(rate * 1e9)
             say(f"pipeline: {rate:g} Gb/s")
-            seconds = {name: [cost.wall for cost in costs] for name, costs in bench.costs(variants, 1).items()}
+            turns = bench.costs(variants, 1, lambda bits=rate * 1e9: link.limit(bits))  # what idled saves up nothing
+            seconds = {name: [cost.wall for cost in costs] for name, costs in turns.items()}
             case = f"link of {rate:g} Gb/s, Codes, shared memory"
             for name, taken in seconds.items():
                 goodput = [bench.values_gb / wall for wall in taken]

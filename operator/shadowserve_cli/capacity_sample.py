@@ -97,8 +97,7 @@ def sample(
         chain, progress, forecasts = _sampled(asked, listen, secret_file, calibration, told)
         said = {
             "problem": problem.value, "size": size, "seed": seed, "batches": batches, "predictor": predictor.value,
-            "chain_sha256": chain.sha256, **asdict(progress), "iterations": len(chain.states),
-            "acceptance": chain.acceptance,
+            "chain_sha256": chain.sha256, **_figures(chain, progress),
         }  # fmt: skip
         if plot is not None:
             _draw_told([*told, progress], plot)
@@ -106,6 +105,8 @@ def sample(
             said |= _compared(asked, chain, progress)
     found = calibrate(forecasts) if calibration else []
     _print(said | {"calibration": [each.as_json() for each in found]} if as_json and calibration else said, as_json)
+    if not (as_json or progress.iteration):
+        typer.echo("the chain was complete already: nothing was computed, so there is no speed-up to tell")
     for part in [] if as_json else found:
         typer.echo(part.explain())
     if said.get("equal_to_serial") is False:
@@ -217,6 +218,16 @@ def _sampled(
     return left.chain.followed_by(chain), progress, recorded.forecasts
 
 
+def _figures(chain: "Chain", progress: "Progress") -> dict[str, object]:
+    """Return figures of the whole chain and of this run; None for what a run that computed nothing cannot tell."""
+    figures = asdict(progress)
+    computed = figures.pop("iteration")
+    if not computed:
+        figures |= dict.fromkeys(("speedup", "useful", "wasted", "idle"))
+    whole = {"iterations": len(chain.states), "acceptance": chain.acceptance}
+    return figures | whole | {"iterations_from_checkpoint": len(chain.states) - computed}
+
+
 @contextmanager
 def _hired(asked: _Sample, listen: str | None, secret_file: Path | None) -> "Iterator[Hiring]":
     from shadowserve_capacity.__main__ import address
@@ -260,10 +271,11 @@ def _compared(asked: _Sample, chain: "Chain", progress: "Progress") -> dict[str,
     began = time.perf_counter()
     serial = run_serial(asked.problem)
     seconds = time.perf_counter() - began
+    share = progress.iterations / asked.problem.iterations
     return {
         "equal_to_serial": serial.sha256 == chain.sha256,
         "serial_seconds": seconds,
-        "speedup_measured": seconds / progress.seconds * progress.iterations / asked.problem.iterations,
+        "speedup_measured": seconds * share / progress.seconds if progress.iteration else None,
     }
 
 
@@ -314,5 +326,5 @@ def _print(said: Mapping[str, object], as_json: bool) -> None:
         typer.echo(json.dumps(said))
         return
     for name, value in said.items():
-        shown = f"{value:.4g}" if isinstance(value, float) else value
+        shown = "none" if value is None else f"{value:.4g}" if isinstance(value, float) else value
         typer.echo(f"{name.replace('_', ' '):18} {shown}")

@@ -125,7 +125,8 @@ def test_sample_prints_the_chain_and_goes_on_from_a_checkpoint(tmp_path: Path) -
     half = [*SMALL[:8], "15", *SMALL[9:], *kept]
     assert json.loads(CliRunner().invoke(application, half).stdout)["iterations"] == 15
     resumed = json.loads(CliRunner().invoke(application, [*SMALL, *kept]).stdout)
-    assert resumed["iteration"] == 25, "it went on, and did not begin anew"
+    assert resumed["iterations_from_checkpoint"] == 15, "it went on, and did not begin anew"
+    assert resumed["speedup"] > 0.0
     assert resumed["iterations"] == 40, "the length of the chain that was printed, not of what was left to do"
     assert resumed["chain_sha256"] == said["chain_sha256"]
 
@@ -135,8 +136,13 @@ def test_a_finished_chain_is_printed_again_without_complaints(
 ) -> None:
     kept = ["--checkpoint", str(tmp_path / "chain.npz"), "--json"]
     first, again = (json.loads(CliRunner().invoke(application, [*SMALL, *kept]).stdout) for _ in range(2))
-    assert (again["iteration"], again["iterations"]) == (0, 40)
+    assert (first["iterations_from_checkpoint"], first["iterations"]) == (0, 40)
+    assert (again["iterations_from_checkpoint"], again["iterations"]) == (40, 40)
     assert again["chain_sha256"] == first["chain_sha256"]
+    assert again["speedup"] is again["useful"] is None, "nothing was computed, which is no speed-up of 0"
+    words = CliRunner().invoke(application, [*SMALL, *kept[:2], "--check"]).stdout
+    assert "the chain was complete already" in words
+    assert words.splitlines()[-2].split() == ["speedup", "measured", "none"]
     assert "Traceback" not in capfd.readouterr().err
 
 

@@ -11,6 +11,8 @@ CLUSTER_STORIES := e2e_tests/test_e2e_cluster_bed.py $(filter-out %_bed.py,$(sor
 CLUSTER := $(LAB) run --with dev --with engine --with model
 STACK := $(LAB) run --with store --with dev --with engine --with model
 RIVALS := --with lmcache --with mooncake --with nixl
+# many tests wait, for stores and time limits; files that are named run alone, so that what they print stays readable
+SIDE_BY_SIDE := $(if $(findstring .py,$(ARGS)),,--numprocesses 3 --dist loadfile)
 BENCH := python dataplane_image/bench/run.py
 
 .PHONY: help setup check test unit fuzz engine-test cluster-test image-test e2e soak demo-local demo demo-clean generate format bench bench-quick bench-capacity bench-capacity-calibration bench-capacity-prefetch bench-capacity-engine bench-operator bench-webhook clean
@@ -33,7 +35,7 @@ check: ## Lint, types, import contracts, generated code: what CI runs first, und
 test: check unit engine-test cluster-test image-test e2e ## Everything, on a fresh machine too: checks, unit tests, stories
 
 unit: ## Tests that need no engine: formats, store, pipeline, data plane, sidecar
-	@$(LAB) run --with store --with dev python -m pytest -m "not engine" $(ARGS)
+	@$(LAB) run --with store --with dev python -m pytest -m "not engine" $(SIDE_BY_SIDE) $(ARGS)
 
 fuzz: ## Every property with twenty times the examples, others at each run (ARGS="path::test" for one of them)
 	@$(DEV) python -m pytest -m "hypothesis and not engine" --hypothesis-profile fuzz --timeout 3600 $(ARGS)

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from shadowserve_lab.processes import PORTS_SHARE
+
 _PATIENT = settings(  # no clock is read; and Hypothesis' own choice depends on whether it finds itself in CI
     settings.get_profile("default"), deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -23,6 +25,8 @@ for _name in ("CLICOLOR_FORCE", "COLUMNS", "FORCE_COLOR", "GITHUB_ACTIONS", "LIN
     os.environ.pop(_name, None)  # command lines and their help look the same in every terminal and in CI
 for _name in ("no_proxy", "NO_PROXY"):  # a proxy is for the way out: what tests start is here
     os.environ[_name] = ",".join(filter(None, (os.environ.get(_name), "127.0.0.1", "localhost", "::1")))
+if _worker := os.environ.get("PYTEST_XDIST_WORKER"):  # no two that run side by side take the same port
+    os.environ[PORTS_SHARE] = f"{_worker.removeprefix('gw')}/{os.environ['PYTEST_XDIST_WORKER_COUNT']}"
 
 
 def pytest_collection_finish() -> None:

@@ -19,6 +19,8 @@ _BUS = 10_000
 """So far above its own port a store listens for the other servers of its cluster."""
 _PORTS = range(10_240, 32_768 - _BUS)
 """Below those that kernels give to whoever asks for any port, or connects."""
+PORTS_SHARE = "SHADOWSERVE_LAB_PORTS"
+"""Variable `K/N`: of `N` that run side by side (K = 0 to N - 1) each takes ports of its own."""
 
 
 class ProcessFailed(Exception):
@@ -31,8 +33,9 @@ def free_port() -> int:
     It is none that the kernel gives away by itself: such a port can be some connection's before a server has started
     there, or has started again; and who connects to it while nobody listens may reach himself.
     """
+    share, shares = map(int, os.environ.get(PORTS_SHARE, "0/1").split("/"))
     while True:
-        port = random.SystemRandom().choice(_PORTS)
+        port = random.SystemRandom().choice(_PORTS[share::shares])
         with socket.socket() as own, socket.socket() as bus, suppress(OSError):
             own.bind(("", port))
             bus.bind(("", port + _BUS))

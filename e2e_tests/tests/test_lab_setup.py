@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from shadowserve_lab.home import default_home
-from shadowserve_lab.processes import free_port
+from shadowserve_lab.processes import PORTS_SHARE, free_port
 from shadowserve_lab.setup import Setup, SetupError, offered
 
 _METADATA = "Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
@@ -56,3 +56,11 @@ def test_an_index_that_cannot_be_asked_is_an_error_and_not_a_missing_wheel(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with pytest.raises(SetupError, match="cannot be asked for torch"):
         offered(uv, Path(sys.prefix), "torch==2.13.0+cpu")
+
+
+def test_runs_side_by_side_take_ports_of_their_own(monkeypatch):
+    taken = []
+    for share in ("0/2", "1/2"):
+        monkeypatch.setenv(PORTS_SHARE, share)
+        taken.append({free_port() for _ in range(200)})
+    assert not taken[0] & taken[1]

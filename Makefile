@@ -4,8 +4,9 @@ PYTHON ?= python3
 ARGS ?=
 LAB := PYTHONPATH=e2e_tests $(PYTHON) -m shadowserve_lab
 DEV := $(LAB) run --with dev
-API_STORIES := crds rendered admission operator manifests rights cli \
-  operator_faults operator_restarts operator_killed scale
+# the longest first
+API_STORIES := operator_killed operator_faults operator cli operator_restarts \
+  crds rights rendered admission manifests scale
 # starting and stopping test beds comes first: the other stories share one that stays up to the end
 CLUSTER_STORIES := e2e_tests/test_e2e_cluster_bed.py $(filter-out %_bed.py,$(sort $(wildcard e2e_tests/test_e2e_cluster_*.py)))
 CLUSTER := $(LAB) run --with dev --with engine --with model
@@ -45,7 +46,7 @@ engine-test: ## Tests inside the engine's environment, then stories with real vL
 	@$(STACK) python -m pytest --timeout 600 e2e_tests/test_e2e_hits.py e2e_tests/test_e2e_faults.py e2e_tests/test_e2e_demo.py $(ARGS)
 
 cluster-test: ## Stories with a real API server, built from Go modules on first use (some minutes)
-	@$(DEV) python -m pytest $(API_STORIES:%=e2e_tests/test_e2e_%.py) $(ARGS)
+	@$(DEV) python -m pytest $(SIDE_BY_SIDE) $(if $(SIDE_BY_SIDE),--no-loadscope-reorder) $(API_STORIES:%=e2e_tests/test_e2e_%.py) $(ARGS)
 
 image-test: ## The test bed's images start; the arm64 data plane, emulated, makes the same bytes; Dockerfiles (root)
 	@$(DEV) python -m pytest e2e_tests/test_e2e_images.py e2e_tests/test_e2e_arm64.py e2e_tests/test_e2e_dockerfiles.py $(ARGS)

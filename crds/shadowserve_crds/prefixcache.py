@@ -152,6 +152,11 @@ class StoreStatus(StatusSection):
     """`readyShards/shards`, for `kubectl get`."""
     endpoint: str = ""
     """Where it is."""
+    silent_since: Annotated[str | None, Field(json_schema_extra={"format": "date-time"})] = None
+    """Since when servers that do not answer, or refuse, keep the operator from finding it ready; unset if none do.
+
+    A store that was ready stays so, and `StoreReady` names the servers, until that has lasted 30 seconds.
+    """
 
 
 class DataPlanesStatus(StatusSection):
@@ -190,7 +195,10 @@ class PrefixCacheCondition(StrEnum):
     """The conditions of a PrefixCache, each with one owner; `Ready` is computed from them."""
 
     STORE_READY = "StoreReady"
-    """All shards answer (reasons: Succeeded, Pending, Unreachable, TopologyMismatch, SecretNotFound, Error)."""
+    """All shards answer (reasons: Succeeded, Pending, Unreachable, TopologyMismatch, SecretNotFound, Error).
+
+    True with reason Pending: engines store and fetch while shards come and go, or a server is silent for a moment.
+    """
     DATA_PLANE_READY = "DataPlaneReady"
     """Every data-plane pod serves (reasons: Succeeded, Pending, NoDpuNodeMatches, NotNeeded)."""
     PAIRING_RESOLVED = "PairingResolved"

@@ -26,6 +26,7 @@ from shadowserve_operator.desired.pairing import Pairing, binding_manifests, res
 from shadowserve_operator.desired.round_trip import Plane, change_of, host_planes, sidecar_address
 from shadowserve_operator.desired.secrets import SecretValues, secret_manifests
 from shadowserve_operator.desired.store import store_objects
+from shadowserve_operator.desired.store_grace import grace_left
 from shadowserve_operator.external import External
 from shadowserve_operator.identities import Identities
 from shadowserve_operator.kinds import CONFIG_MAP, DAEMON_SET, POD, PREFIX_CACHE, SECRET, Json, Ref, ref_of
@@ -57,13 +58,15 @@ Clock = Callable[[], datetime]
 class Result:
     """What a reconcile did. `settled`: nothing is expected to change by itself.
 
-    `expires` is when the first of the certificates does, None without any.
+    `expires` is when the first of the certificates does, None without any. `again` is after how many seconds at the
+    latest something is due that nobody announces, None without any.
     """
 
     writes: int = 0
     settled: bool = True
     status: PrefixCacheStatus | InferencePoolStatus | None = None
     expires: datetime | None = None
+    again: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +131,12 @@ async def reconcile_prefixcache(
         _whom_to_ask(snapshot, assignments, order), _change(cache, snapshot, seen.layout)
     )
     found = replace(facts, round_trips=tuple(answers), shards=seen, endpoints=tuple(endpoints))
-    status = next_status(cache, found, now)
-    told += await tell_status(cluster, cache, body, status, now)
+    looked = clock()  # a server that is silent is waited for, and its silence must not count from before
+    status = next_status(cache, found, looked)
+    told += await tell_status(cluster, cache, body, status, looked)
     expires = min((each.not_after for each in desired.certificates.values() if each is not None), default=None)
-    return Result(outcome.writes + told, settled(status) and not outcome.writes, status, expires)
+    calm = settled(status) and not outcome.writes
+    return Result(outcome.writes + told, calm, status, expires, grace_left(status, looked))
 
 
 async def forget_prefixcache(cluster: Cluster, namespace: str, name: str, settings: OperatorSettings) -> int:

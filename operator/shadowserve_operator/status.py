@@ -27,6 +27,7 @@ from shadowserve_operator.desired.pairing import Pairing
 from shadowserve_operator.desired.round_trip import Answer, round_trip_condition
 from shadowserve_operator.desired.sharding import ShardPlan, StoreSeen
 from shadowserve_operator.desired.store import managed_store, servers_wanted
+from shadowserve_operator.desired.store_grace import with_grace
 from shadowserve_operator.desired.wording import first_few
 from shadowserve_operator.kinds import Json
 
@@ -35,6 +36,7 @@ _MOST_SERVERS = 3
 _MOST_CARDS = 5
 _GOING_ON = (PrefixCacheCondition.ROUND_TRIP_VERIFIED, PrefixCacheCondition.STORE_READY)
 """What may still be on its way while the whole is ready."""
+_UNREACHABLE = "Unreachable"
 _OF_STORE = ("StatefulSet", "Service", "ConfigMap", "PodDisruptionBudget")
 
 
@@ -66,7 +68,8 @@ class Facts:
 
 def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheStatus:
     """Return the whole status."""
-    store, certificates = _store_ready(cache, facts), _certificates_ready(cache, facts)
+    found, certificates = _store_ready(cache, facts), _certificates_ready(cache, facts)
+    store, silent_since = with_grace(cache.status, found, _silence(facts, found), now)
     of_cards = [_data_plane_ready(cache, facts), _pairing_resolved(cache, facts)]
     needed = [store, *(of_cards if uses_cards(cache.spec.placement.order) else ()), certificates]
     trip = round_trip_condition(cache, facts.round_trips)
@@ -80,7 +83,7 @@ def next_status(cache: PrefixCache, facts: Facts, now: datetime) -> PrefixCacheS
     return PrefixCacheStatus(
         observed_generation=cache.metadata.generation,
         conditions=list(conditions),
-        store=_store_status(cache, facts),
+        store=_store_status(cache, facts, silent_since),
         data_planes=DataPlanesStatus(
             desired=wanted,
             ready=facts.serving,
@@ -141,14 +144,29 @@ def _store_ready(cache: PrefixCache, facts: Facts) -> Condition:
     if starting:
         return condition(kind, False, Reason.PENDING, starting)
     if facts.shards.silent:
-        told = "; ".join(sorted(facts.shards.silent.values())[:_MOST_SERVERS])
-        message = f"the operator cannot administer {told}; it has to reach port {names.STORE_PORT} of every server"
-        return condition(kind, False, "Unreachable", message)
+        message = f"{_cannot_reach(facts)}; it has to reach port {names.STORE_PORT} of every server"
+        return condition(kind, False, _UNREACHABLE, message)
     if facts.shards.trouble:
         return condition(kind, False, Reason.ERROR, facts.shards.trouble)
     if plan.waiting:
         return condition(kind, False, Reason.PENDING, plan.waiting)
     return condition(kind, True, Reason.SUCCEEDED, f"{managed.shards} of {managed.shards} shards serve")
+
+
+def _silence(facts: Facts, found: Condition) -> str:
+    """Return which servers did not answer, or what one refused though all is served: what may pass by itself."""
+    if _obstacles(facts, *_OF_STORE):
+        return ""
+    if facts.shards.silent:
+        return _cannot_reach(facts)
+    if facts.shards.plan.covered and facts.shards.trouble:
+        return facts.shards.trouble
+    return found.message if found.reason == _UNREACHABLE else ""
+
+
+def _cannot_reach(facts: Facts) -> str:
+    told = "; ".join(sorted(facts.shards.silent.values())[:_MOST_SERVERS])
+    return f"the operator cannot administer {told}"
 
 
 def _data_plane_ready(cache: PrefixCache, facts: Facts) -> Condition:
@@ -202,7 +220,7 @@ def _certificates_ready(cache: PrefixCache, facts: Facts) -> Condition:
     return condition(kind, True, Reason.SUCCEEDED, f"{len(facts.certificates)} certificates are valid")
 
 
-def _store_status(cache: PrefixCache, facts: Facts) -> StoreStatus:
+def _store_status(cache: PrefixCache, facts: Facts, silent_since: str | None) -> StoreStatus:
     endpoint = ",".join(sidecar_config(cache)["store"]["endpoints"])
     if cache.spec.store.type is StoreType.EXTERNAL:
         answers = [each.serves for each in facts.endpoints]
@@ -210,7 +228,8 @@ def _store_status(cache: PrefixCache, facts: Facts) -> StoreStatus:
     else:
         shards = managed_store(cache).shards
         ready = min(shards, facts.shards.plan.serving)
-    return StoreStatus(shards=shards, ready_shards=ready, shown=f"{ready}/{shards}", endpoint=endpoint)
+    shown = f"{ready}/{shards}"
+    return StoreStatus(shards=shards, ready_shards=ready, shown=shown, endpoint=endpoint, silent_since=silent_since)
 
 
 def _number(workload: Json | None, field: str) -> int:

@@ -61,7 +61,8 @@ class Pace:
             self._idle = 0
         waiting = _WAITING_SECONDS * (1 << min(self._idle, 10))
         self._idle += not result.writes
-        return self.interval if result.settled else min(self.interval, waiting)
+        delay = self.interval if result.settled else min(self.interval, waiting)
+        return delay if result.again is None else min(delay, result.again)
 
     def after_failure(self) -> float:
         """Return the seconds until the next try."""

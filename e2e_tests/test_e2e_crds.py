@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from shadowserve_crds.generate import KINDS
 from shadowserve_crds.samples import InvalidSample, invalid_samples, valid_samples
+from shadowserve_lab.home import REPOSITORY
 from shadowserve_testbed.api_server import ESTABLISHED, ApiServer
 from shadowserve_testbed.kubectl import KubectlError
 
@@ -27,7 +29,8 @@ def _tidy(api: ApiServer) -> Iterator[None]:
 
 
 def test_every_valid_sample_is_taken(api: ApiServer) -> None:
-    for body in valid_samples().values():
+    example = yaml.safe_load_all((REPOSITORY / "examples/pool-with-cache.yaml").read_text())
+    for body in [*valid_samples().values(), *example]:
         api.kubectl("create", "--dry-run=server", "-f", "-", manifest=body)
 
 

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from shadowserve_cli.main import assembled
@@ -54,6 +56,17 @@ def test_a_plan_needs_no_cluster(application: object, tmp_path: Path) -> None:
     done = RUNNER.invoke(application, ["plan", "-f", str(manifest)])  # type: ignore[arg-type]
     assert done.exit_code == 0
     assert "create StatefulSet kv-store" in done.output
+
+
+def test_the_example_is_what_the_readme_shows_and_can_be_planned(application: object) -> None:
+    sources = Path(__file__).parents[2]
+    example = sources / "examples" / "pool-with-cache.yaml"
+    shown = re.findall(r"```yaml\n(.*?)```", (sources / "README.md").read_text(), re.DOTALL)
+    assert [list(yaml.safe_load_all(part)) for part in shown] == [list(yaml.safe_load_all(example.read_text()))]
+    done = RUNNER.invoke(application, ["plan", "-f", str(example)])  # type: ignore[arg-type]
+    assert done.exit_code == 0
+    assert "create StatefulSet prefixes-store" in done.output
+    assert "create Deployment chat" in done.output
 
 
 def test_without_the_test_bed_everything_else_is_there() -> None:

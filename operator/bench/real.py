@@ -13,7 +13,7 @@ from phases import Lesson, stationary, walk
 from shadowserve_capacity.prefetch.chain import Position, serial_run
 from shadowserve_capacity.prefetch.links import Link
 from shadowserve_capacity.prefetch.local_worker import READY
-from shadowserve_capacity.prefetch.parallel import Options, run_parallel
+from shadowserve_capacity.prefetch.parallel import Options, measured_batch_seconds, run_parallel
 from shadowserve_capacity.prefetch.predictors import Naive, PaperPartialData, PartialData, Predictor
 from shadowserve_capacity.prefetch.problem import Problem
 from shadowserve_capacity.prefetch.processes import processes
@@ -25,6 +25,8 @@ _SETTLE = 300
 _HISTORY = 1200
 _ROUNDS, _WARM_UP = 20, 3
 _LEAST_S = 1.0
+_TRIAL = 40_000
+_MASTER_BATCHES, _MASTER_BATCH_S = 32, 2e-3
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,10 @@ def phases(named: Named, iterations: int) -> list[Phase]:
 
 
 def master_phase(seed: int) -> Phase:
-    """Return a beginning of a chain whose batches take about two milliseconds (160,000 data)."""
-    start = Named("mixture", 2_560_000, seed, 16).problem(200)
+    """Return a beginning of a chain, in 32 batches as other real runs, that take two milliseconds each here."""
+    trial = Named("mixture", _TRIAL * _MASTER_BATCHES, seed, _MASTER_BATCHES).problem(1)
+    each = math.ceil(_TRIAL * _MASTER_BATCH_S / measured_batch_seconds(trial, 20))
+    start = Named("mixture", each * _MASTER_BATCHES, seed, _MASTER_BATCHES).problem(200)
     return Phase("burn-in", start, Position.first(start), Lesson(()))
 
 

@@ -125,6 +125,7 @@ class Phase:
     """Stretches of one problem that make one figure."""
 
     problem: str
+    seed: int
     name: str
     stretches: Sequence[Stretch]
 
@@ -159,15 +160,15 @@ class Remembered:
         return theta if known is None else known(theta, like)
 
 
-def simulate(stretch: Stretch, workers: Sequence[int]) -> list[Speed]:
-    """Return the speed of every method and worker count; asserts that each chain is the serial one."""
+def simulate(stretch: Stretch, workers: Sequence[int], methods: Sequence[str]) -> list[Speed]:
+    """Return the speed of each of these methods and worker counts; asserts that each chain is the serial one."""
     lengths = stretch.lengths
     end = stretch.at.iteration + lengths.whole
     problem = replace(stretch.problem, target=Remembered(stretch.problem.target), iterations=end)
     serial = serial_run(problem, stretch.at)[0].sha256
     seconds = lengths.measured * problem.target.batches * BATCH_S
     found = []
-    for method in METHODS:
+    for method in (each for each in METHODS if each.name in methods):
         for count in workers:
             predictor = stretch.lesson.teach(method.predictor(problem))
             cluster = Cluster(count, BATCH_S, MESSAGE_S)
@@ -184,14 +185,14 @@ def burn_in(named: Named, length: int, lengths: Lengths) -> tuple[int, Phase]:
     chain, level = walk(problem), walk(replace(stationary(named, 300), iterations=300))
     starts = [length * (2 * index + 1) // (2 * _SEGMENTS) for index in range(_SEGMENTS)]
     stretches = [_stretch(problem, chain, start, _HISTORY, lengths) for start in starts]
-    return transient(chain, level), Phase(named.name, "burn-in", stretches)
+    return transient(chain, level), Phase(named.name, named.seed, "burn-in", stretches)
 
 
 def settled(named: Named, lengths: Lengths) -> Phase:
     """Return a stretch of the stationary chain, after a history that an ordinary run would have too."""
     problem = replace(stationary(named, _SETTLE), iterations=_SETTLED_HISTORY)
     stretch = _stretch(problem, walk(problem), _SETTLED_HISTORY, _SETTLED_HISTORY, lengths)
-    return Phase(named.name, "stationary", [stretch])
+    return Phase(named.name, named.seed, "stationary", [stretch])
 
 
 def _stretch(problem: Problem, chain: Walk, start: int, history: int, lengths: Lengths) -> Stretch:
@@ -199,9 +200,13 @@ def _stretch(problem: Problem, chain: Walk, start: int, history: int, lengths: L
 
 
 def speeds(
-    pool: ProcessPoolExecutor, phases: Sequence[Phase], workers: Sequence[int]
-) -> Iterator[tuple[Phase, list[Speed]]]:
+    pool: ProcessPoolExecutor, phases: Sequence[Phase], workers: Sequence[int], methods: Sequence[str]
+) -> Iterator[tuple[Phase, Stretch, list[Speed]]]:
     """Yield all speeds of one stretch after another, as they come out."""
-    asked = {pool.submit(simulate, stretch, workers): phase for phase in phases for stretch in phase.stretches}
+    asked = {
+        pool.submit(simulate, stretch, workers, methods): (phase, stretch)
+        for phase in phases
+        for stretch in phase.stretches
+    }
     for done in as_completed(asked):
-        yield asked[done], done.result()
+        yield *asked[done], done.result()

@@ -19,6 +19,7 @@ from shadowserve_testbed.api_server import ApiServer
 from shadowserve_testbed.kubectl import KubectlError
 
 DEADLINE = 90.0
+COMMAND_SECONDS = 120.0
 
 
 def own_environment(kubeconfig: Path, **more: str) -> dict[str, str]:
@@ -106,3 +107,21 @@ def condition(api: ApiServer, what: str, kind: str, part: str = "reason") -> str
 def patch_status(api: ApiServer, what: str, **status: Any) -> None:
     """Write into a status as the object's own controller would."""
     api.kubectl("patch", what, "--subresource=status", "--type=merge", "-p", json.dumps({"status": status}))
+
+
+def run(api: ApiServer, *arguments: str, code: int = 0) -> str:
+    """Return all that `shadowserve` says, which ends with `code`."""
+    command = [sys.executable, "-m", "shadowserve_cli.main", *arguments]
+    environment = own_environment(api.kubeconfig)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=COMMAND_SECONDS
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def told(api: ApiServer, *arguments: str, code: int = 0) -> dict[str, Any]:
+    """Return what `shadowserve` says to programs."""
+    found: dict[str, Any] = json.loads(run(api, *arguments, "-o", "json", code=code))
+    return found

@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
+from operator_story import cache, create, get, operator_running, patch_status, told, wait
 from shadowserve_crds import names
-from shadowserve_crds.prefixcache import PrefixCache
+from shadowserve_dataplane.fetch.telling import told_over_http
+from shadowserve_dataplane.sidecar.attachment import PATH, Attachment
+from shadowserve_operator.admission import finder
 from shadowserve_operator.admission_server import AdmissionWebhook, ServingFiles, served
-from shadowserve_operator.desired.admission import CacheSeen
+from shadowserve_operator.cluster import ApiCluster
 from shadowserve_operator.settings import OperatorSettings
 from shadowserve_testbed.api_server import ApiServer
 from shadowserve_testbed.pki import Authority
@@ -28,17 +32,16 @@ _START_SECONDS = 60.0
 
 
 @contextmanager
-def webhook_running(files: ServingFiles) -> Iterator[int]:
+def webhook_running(api: ApiServer, files: ServingFiles) -> Iterator[int]:
     """Serve the webhook on a thread of its own; yields its port."""
     loop = asyncio.new_event_loop()
     ready, stop, ports = threading.Event(), asyncio.Event(), []
 
-    async def find(namespace: str, name: str) -> CacheSeen | None:
-        known = PrefixCache.parse({"metadata": {"name": "shared", "namespace": "default"}})
-        return CacheSeen(known) if (namespace, name) == ("default", "shared") else None
-
     async def run() -> None:
-        webhook = AdmissionWebhook(find, OperatorSettings(), lambda result: None)
+        async with ApiCluster(str(api.kubeconfig)) as cluster:
+            await serve(AdmissionWebhook(finder(cluster), OperatorSettings(), lambda result: None))
+
+    async def serve(webhook: AdmissionWebhook) -> None:
         async with served(webhook, "127.0.0.1", 0, files) as port:
             ports.append(port)
             ready.set()
@@ -92,8 +95,18 @@ def created(api: ApiServer, name: str, cache: str, **container: Any) -> dict[str
     return found
 
 
+@pytest.fixture
+def webhook(api: ApiServer, files: tuple[Path, ServingFiles]) -> Iterator[None]:
+    """The webhook, and what has the API server call it."""
+    with webhook_running(api, files[1]) as port:
+        api.kubectl("apply", "--server-side", "-f", "-", manifest=configuration(files[0], port))
+        yield
+    api.kubectl("delete", "mutatingwebhookconfiguration", "shadowserve")
+
+
 def test_pods_are_injected_told_why_not_or_left_alone(api: ApiServer, files: tuple[Path, ServingFiles]) -> None:
-    with webhook_running(files[1]) as port:
+    create(api, cache("shared"))
+    with webhook_running(api, files[1]) as port:
         api.kubectl("apply", "--server-side", "-f", "-", manifest=configuration(files[0], port))
         injected = created(api, "injected", "shared")
         assert injected["metadata"]["annotations"][names.INJECTED_ANNOTATION]
@@ -111,3 +124,66 @@ def test_pods_are_injected_told_why_not_or_left_alone(api: ApiServer, files: tup
     assert "initContainers" not in down["spec"], "the webhook is gone, and the pod was created all the same"
     api.kubectl("delete", "mutatingwebhookconfiguration", "shadowserve")
     api.kubectl("delete", "pod", "injected", "unknown", "shell", "down", "--force")
+    api.kubectl("delete", "pfc", "shared")
+
+
+def settings_of(api: ApiServer, what: str) -> str:
+    """Return the digest of the settings that a ConfigMap holds, or a pod is thought to have."""
+    return str(((get(api, what) or {}).get("metadata", {}).get("annotations") or {}).get(names.CONFIG_ANNOTATION))
+
+
+def edited(api: ApiServer, **spec: Any) -> None:
+    api.kubectl("patch", "pfc", "kv", "--type=merge", "-p", json.dumps({"spec": spec}))
+
+
+@contextmanager
+def sidecar_runs(api: ApiServer, pod: str, address: str, settings: str) -> Iterator[None]:
+    """Have the pod's sidecar answer at an address of this machine: it was started with these settings."""
+    answers = {PATH: lambda _: Attachment(1 << 29, settings).document()}
+    with told_over_http(address, names.SIDECAR_METRICS_PORT, CollectorRegistry(), answers):
+        running: dict[str, Any] = {"name": names.SIDECAR_CONTAINER, "ready": True, "started": True, "restartCount": 0}
+        running |= {"image": "x", "imageID": "x", "state": {"running": {}}}
+        about = {"podIP": address, "podIPs": [{"ip": address}], "initContainerStatuses": [running]}
+        patch_status(api, f"pod/{pod}", phase="Running", **about)
+        yield
+
+
+def outdated(api: ApiServer) -> set[str]:
+    """Return the pods of which `shadowserve status` says that they have older settings than their cache gives."""
+    return {each["about"] for each in told(api, "status")["troubles"] if "older settings" in each["problem"]}
+
+
+@pytest.mark.usefixtures("webhook")
+def test_a_pod_that_opts_in_while_an_edit_is_being_written_is_judged_by_what_its_sidecar_read(
+    api: ApiServer, tmp_path: Path
+) -> None:
+    log = tmp_path / "operator.log"
+    with operator_running(api, log):
+        create(api, cache("kv"))
+        wait(log, "settings are written", lambda: get(api, "configmap/kv-config"))
+        first = settings_of(api, "configmap/kv-config")
+        created(api, "before", "kv")
+        assert settings_of(api, "pod/before") == first
+
+    edited(api, codec={"tier": "Lossless"})  # and nobody has written it yet
+    for pod in ("early", "late"):
+        assert names.INJECTED_ANNOTATION in created(api, pod, "kv")["metadata"]["annotations"]
+        assert settings_of(api, f"pod/{pod}") == "", "the webhook cannot know which ones it will read"
+
+    with operator_running(api, log):
+        wait(log, "the edit is written", lambda: settings_of(api, "configmap/kv-config") != first)
+        second = settings_of(api, "configmap/kv-config")
+        created(api, "after", "kv")
+        assert settings_of(api, "pod/after") == second
+        assert outdated(api) == {"pod default/before"}, "of the others nobody knows yet"
+
+        with sidecar_runs(api, "early", "127.84.0.1", first), sidecar_runs(api, "late", "127.84.0.2", second):
+            wait(log, "early is known", lambda: settings_of(api, "pod/early") == first)
+            wait(log, "late is known", lambda: settings_of(api, "pod/late") == second)
+        assert outdated(api) == {"pod default/before", "pod default/early"}
+
+        edited(api, codec={"tier": "Balanced"})
+        wait(log, "it is taken back", lambda: settings_of(api, "configmap/kv-config") == first)
+        assert outdated(api) == {"pod default/late", "pod default/after"}
+        api.kubectl("delete", "pod", "before", "early", "late", "after", "--force")
+        api.kubectl("delete", "pfc", "kv", "--timeout=90s")

@@ -10,7 +10,21 @@ from typing import Any
 
 import pytest
 
-from operator_story import access_of, cache, condition, create, get, node, operator_running, own_environment, pool, wait
+from operator_story import (
+    COMMAND_SECONDS,
+    access_of,
+    cache,
+    condition,
+    create,
+    get,
+    node,
+    operator_running,
+    own_environment,
+    pool,
+    run,
+    told,
+    wait,
+)
 from shadowserve_crds import names
 from shadowserve_lab.home import REPOSITORY, default_home
 from shadowserve_testbed.api_server import ApiServer
@@ -18,23 +32,6 @@ from shadowserve_testbed.binaries import KUBECTL, Binaries
 
 pytestmark = pytest.mark.timeout(1800)  # the first time, the API server is built
 _SYSTEM = "shadowserve-system"
-_COMMAND_SECONDS = 120.0
-
-
-def run(api: ApiServer, *arguments: str, code: int = 0) -> str:
-    command = [sys.executable, "-m", "shadowserve_cli.main", *arguments]
-    environment = own_environment(api.kubeconfig)
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, timeout=_COMMAND_SECONDS
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
-
-
-def told(api: ApiServer, *arguments: str, code: int = 0) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(run(api, *arguments, "-o", "json", code=code))
-    return found
 
 
 def verdicts(diagnosis: dict[str, Any]) -> dict[str, str]:
@@ -136,7 +133,7 @@ def test_a_namespace_without_network_policies_is_found_and_the_fix_that_is_told_
         kubectl = Binaries(default_home()).path(KUBECTL).parent
         environment = {"PATH": f"{kubectl}:/usr/bin:/bin", "KUBECONFIG": str(api.kubeconfig), "HOME": str(tmp_path)}
         fix = ["sh", "-c", found["fix"]]
-        subprocess.run(fix, env=environment, cwd=tmp_path, check=True, timeout=_COMMAND_SECONDS)
+        subprocess.run(fix, env=environment, cwd=tmp_path, check=True, timeout=COMMAND_SECONDS)
         assert verdicts(told(api, "doctor", code=1))["network policies"] == "ok"
     finally:
         for namespace in ("chat", "default"):
@@ -187,7 +184,7 @@ def _run_as(kubeconfig: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "shadowserve_cli.main", *arguments, "--kubeconfig", str(kubeconfig)]
     environment = own_environment(kubeconfig)
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False, timeout=_COMMAND_SECONDS
+        command, env=environment, capture_output=True, text=True, check=False, timeout=COMMAND_SECONDS
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,5 +1,6 @@
 """Programs of a stack: started under a guard, waited for, killed, paused; logs go to files."""
 
+import itertools
 import os
 import random
 import signal
@@ -17,8 +18,9 @@ _STOP_SECONDS = 40.0
 _TAIL_LINES = 25
 _BUS = 10_000
 """So far above its own port a store listens for the other servers of its cluster."""
-_PORTS = range(10_240, 32_768 - _BUS)
-"""Below those that kernels give to whoever asks for any port, or connects."""
+_FIRST_PORT = 10_240
+_PORTS = itertools.cycle(random.SystemRandom().sample(range(_FIRST_PORT, _FIRST_PORT + _BUS), _BUS))
+"""None is another's bus, and all are below those that kernels give to whoever asks for any port, or connects."""
 PORTS_SHARE = "SHADOWSERVE_LAB_PORTS"
 """Variable `K/N`: of `N` that run side by side (K = 0 to N - 1) each takes ports of its own."""
 
@@ -31,11 +33,14 @@ def free_port() -> int:
     """Return a TCP port that is free now, at every address, and so is the one of a store's bus.
 
     It is none that the kernel gives away by itself: such a port can be some connection's before a server has started
-    there, or has started again; and who connects to it while nobody listens may reach himself.
+    there, or has started again; and who connects to it while nobody listens may reach himself. For the same reason it
+    is none that this process got before, until it got all of them.
     """
     share, shares = map(int, os.environ.get(PORTS_SHARE, "0/1").split("/"))
     while True:
-        port = random.SystemRandom().choice(_PORTS[share::shares])
+        port = next(_PORTS)
+        if port % shares != share:
+            continue
         with socket.socket() as own, socket.socket() as bus, suppress(OSError):
             own.bind(("", port))
             bus.bind(("", port + _BUS))

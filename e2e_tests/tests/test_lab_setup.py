@@ -58,6 +58,12 @@ def test_an_index_that_cannot_be_asked_is_an_error_and_not_a_missing_wheel(
         offered(uv, Path(sys.prefix), "torch==2.13.0+cpu")
 
 
+def test_no_port_is_given_twice_nor_is_one_the_bus_of_another() -> None:
+    taken = [free_port() for _ in range(2000)]
+    assert len(set(taken)) == len(taken)
+    assert not set(taken) & {port + 10_000 for port in taken}
+
+
 def test_runs_side_by_side_take_ports_of_their_own(monkeypatch):
     taken = []
     for share in ("0/2", "1/2"):

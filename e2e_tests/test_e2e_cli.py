@@ -34,6 +34,11 @@ pytestmark = pytest.mark.timeout(1800)  # the first time, the API server is buil
 _SYSTEM = "shadowserve-system"
 
 
+def _without_sidecar(api: ApiServer) -> list[str]:
+    events = get(api, "events", "--field-selector=reason=WithoutSidecar") or {"items": []}
+    return [each["involvedObject"]["name"] for each in events["items"]]
+
+
 def verdicts(diagnosis: dict[str, Any]) -> dict[str, str]:
     return {each["name"]: each["verdict"] for each in diagnosis["checks"]}
 
@@ -94,9 +99,7 @@ def test_from_install_to_a_pod_on_its_way(installed: ApiServer, tmp_path: Path) 
         assert "no data plane serves on card-0" in run(api, "explain", "injected")
         assert "no: the webhook did not answer" in run(api, "explain", "own")
         assert "PodsInjected: these pods ask for it by a label" in " ".join(run(api, "explain", "own").split())
-        events = get(api, "events", "--field-selector=reason=WithoutSidecar")
-        assert events is not None
-        assert [each["involvedObject"]["name"] for each in events["items"]] == ["own"]
+        wait(log, "it is recorded", lambda: _without_sidecar(api) == ["own"])
         assert "there is no pod nobody" in run(api, "explain", "nobody", code=1)
 
         found = told(api, "doctor", code=1)

@@ -3,13 +3,14 @@
 The same for every kind that the operator reconciles; what a status says is decided in `status` and `pool_status`.
 """
 
+from collections.abc import Iterable
 from datetime import datetime
 
 from shadowserve_crds.conditions import READY
 from shadowserve_crds.inferencepool import InferencePool, InferencePoolStatus
 from shadowserve_crds.prefixcache import PrefixCache, PrefixCacheStatus
 from shadowserve_operator.cluster import Cluster
-from shadowserve_operator.desired.events import condition_event, skipped_event
+from shadowserve_operator.desired.events import condition_event, left_out_events
 from shadowserve_operator.errors import Conflict
 from shadowserve_operator.kinds import Json, ref_of
 from shadowserve_operator.status import invalid_status
@@ -44,10 +45,9 @@ async def tell_invalid(cluster: Cluster, body: Json, kind: type[Status], message
     return 1
 
 
-async def tell_skipped(cluster: Cluster, pod: Json, now: datetime) -> bool:
-    """Record that a pod runs without the sidecar that it asks for; returns whether that was news."""
-    event = skipped_event(pod, now)
-    return event is not None and await _recorded(cluster, event)
+async def tell_left_out(cluster: Cluster, pods: Iterable[Json], now: datetime) -> int:
+    """Record which of these pods run without the sidecar that they ask for; returns how many events were news."""
+    return sum([await _recorded(cluster, event) for event in left_out_events(pods, now)])
 
 
 async def _recorded(cluster: Cluster, event: Json) -> bool:

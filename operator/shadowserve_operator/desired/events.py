@@ -1,5 +1,6 @@
 """Events: what a person should know, in the words of the condition that changed."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from shadowserve_crds import names
@@ -7,9 +8,12 @@ from shadowserve_crds.base import Resource
 from shadowserve_crds.conditions import Condition, ConditionStatus
 from shadowserve_operator.desired.labels import digest
 from shadowserve_operator.desired.left_out import why_left_out
+from shadowserve_operator.desired.wording import first_few
 from shadowserve_operator.kinds import Json
 
 _WITHOUT_SIDECAR = "WithoutSidecar"
+_MOST_NAMES = 5
+_REFERENCE = ("apiVersion", "kind", "namespace", "name", "uid")
 _TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
 
 
@@ -28,19 +32,37 @@ def condition_event(owner: Resource, changed: Condition, now: datetime) -> Json:
     return _event(name, about, (kind, changed.reason, changed.message), now)
 
 
-def skipped_event(pod: Json, now: datetime) -> Json | None:
-    """Return the event of a pod that asks for a cache by a label and has no sidecar, None for any other pod.
+def left_out_events(pods: Iterable[Json], now: datetime) -> list[Json]:
+    """Return the events of pods that ask for a cache by a label and have no sidecar; there are none of other pods.
 
-    It has the same name every time, so that it is recorded once a pod, whatever is written into its annotation later.
+    Several of one controller, as a Deployment's ReplicaSet, are one event about it: they are all alike, and a hundred
+    events would hide what else happens. The same pod or controller has the same event every time, so that it is
+    recorded once, whatever is written into an annotation later.
     """
-    reason = why_left_out(pod)
-    if not reason:
-        return None
-    metadata = pod["metadata"]
-    about = {"apiVersion": "v1", "kind": "Pod"} | {key: metadata[key] for key in ("name", "namespace", "uid")}
-    message = f"runs without the sidecar: {reason}"
-    name = f"{metadata['name'][:200]}.{digest([about, _WITHOUT_SIDECAR])}"
+    groups: dict[str, list[tuple[Json, str]]] = {}
+    for pod in pods:
+        if reason := why_left_out(pod):
+            metadata = pod["metadata"]
+            groups.setdefault((_controller(metadata) or metadata)["uid"], []).append((metadata, reason))
+    return [_left_out_event(group, now) for group in groups.values()]
+
+
+def _left_out_event(group: list[tuple[Json, str]], now: datetime) -> Json:
+    ordered = sorted(group, key=lambda each: str(each[0]["name"]))
+    metadata, reason = ordered[0]
+    about, message = {"apiVersion": "v1", "kind": "Pod", **metadata}, f"runs without the sidecar: {reason}"
+    if len(ordered) > 1:
+        named = first_few((str(each["name"]) for each, _ in ordered), _MOST_NAMES)
+        about = _controller(metadata) or about
+        message = f"{len(ordered)} pods run without the sidecar: {named}. Pod {metadata['name']}: {reason}"
+    about = {"namespace": metadata["namespace"]} | {key: about[key] for key in _REFERENCE if key in about}
+    name = f"{about['name'][:200]}.{digest([about, _WITHOUT_SIDECAR])}"
     return _event(name, about, ("Warning", _WITHOUT_SIDECAR, message), now)
+
+
+def _controller(metadata: Json) -> Json | None:
+    """Return the owner that made a pod, and would make it anew."""
+    return next((owner for owner in metadata.get("ownerReferences") or () if owner.get("controller")), None)
 
 
 def _event(name: str, about: Json, says: tuple[str, str, str], now: datetime) -> Json:

@@ -1,20 +1,24 @@
 """PrefixCaches: one worker each, poked by whatever may concern it, and the cleaning up that nobody else does."""
 
+import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import kopf
 
 from shadowserve_crds import names
 from shadowserve_operator.errors import ApiUnavailable, Conflict, OperatorError
+from shadowserve_operator.gathering import Gathered
 from shadowserve_operator.handlers.keeping import register_kind
-from shadowserve_operator.kinds import PREFIX_CACHE
+from shadowserve_operator.kinds import PREFIX_CACHE, Json
 from shadowserve_operator.reconcile import forget_prefixcache, reconcile_prefixcache
 from shadowserve_operator.runtime import Runtime
-from shadowserve_operator.telling import tell_skipped
+from shadowserve_operator.telling import tell_left_out
 
 _log = logging.getLogger(__name__)
+_GATHERING_SECONDS = 1.0
+"""Pods that are made within so much are told of together."""
 _KIND = PREFIX_CACHE.name
 _OURS = {names.MANAGED_BY_LABEL: names.MANAGED_BY}
 _OWN_KINDS = (
@@ -31,6 +35,7 @@ def register(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
     """Tell kopf what starts a reconcile."""
     _register_own(registry, runtime)
     _register_around(registry, runtime)
+    _register_left_out(registry, runtime)
 
 
 def _register_own(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
@@ -56,17 +61,6 @@ def _register_around(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
         kopf.on.event(own, labels={**_OURS, names.CACHE_LABEL: kopf.PRESENT}, registry=registry)(related)
     kopf.on.event("v1", "pods", labels={names.CACHE_LABEL: kopf.PRESENT}, registry=registry)(related)
 
-    @kopf.on.event("v1", "pods", labels={names.CACHE_LABEL: kopf.PRESENT}, registry=registry)
-    async def pod_seen(namespace: str | None, name: str, body: Mapping[str, Any], **_: Any) -> None:
-        """Record once that a pod runs without the sidecar; should that fail, the reconcile goes on all the same."""
-        annotations = dict(body["metadata"].get("annotations") or {})
-        if not runtime.news("Pod", namespace or "", name, (body["metadata"].get("uid"), annotations)):
-            return
-        try:
-            await tell_skipped(runtime.cluster, dict(body), runtime.clock())
-        except OperatorError as error:
-            _log.warning("pod %s/%s: %s", namespace, name, error)
-
     @kopf.on.event(names.GROUP, names.VERSION, "dpubindings", registry=registry)
     async def binding_changed(**_: Any) -> None:
         runtime.pokes.poke(_KIND)
@@ -79,3 +73,22 @@ def _register_around(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
         seen = (ready, dict(body["metadata"].get("labels") or {}), type == "DELETED")
         if runtime.news("Node", "", name, seen):
             runtime.pokes.poke(_KIND)
+
+
+def _register_left_out(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
+    """Register that pods run without the sidecar: it is recorded once, together."""
+
+    async def tell(pods: Sequence[Json]) -> None:
+        """Record it; should that fail, the reconcile goes on all the same."""
+        try:
+            await tell_left_out(runtime.cluster, pods, runtime.clock())
+        except OperatorError as error:
+            _log.warning("events of %d pods, of which %s: %s", len(pods), pods[0]["metadata"]["name"], error)
+
+    gathered = Gathered(tell, lambda: asyncio.sleep(_GATHERING_SECONDS))
+
+    @kopf.on.event("v1", "pods", labels={names.CACHE_LABEL: kopf.PRESENT}, registry=registry)
+    async def pod_seen(namespace: str | None, name: str, body: Mapping[str, Any], **_: Any) -> None:
+        annotations = dict(body["metadata"].get("annotations") or {})
+        if runtime.news("Pod", namespace or "", name, (body["metadata"].get("uid"), annotations)):
+            await gathered.add(dict(body))

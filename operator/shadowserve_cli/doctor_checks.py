@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from shadowserve_cli.doctor_facts import OPERATOR, OTHER_POOL, Facts
-from shadowserve_cli.guarding import guarded, opened_by
+from shadowserve_cli.guarding import Port, guarded, mended, opened_by
 from shadowserve_cli.status_report import operator_says
 from shadowserve_crds import names
 from shadowserve_crds.conditions import READY, ConditionStatus
@@ -18,8 +18,10 @@ from shadowserve_crds.prefixcache import PrefixCache
 from shadowserve_crds.schema import definition
 from shadowserve_crds.store import StoreType
 from shadowserve_operator.desired.config import DATA_PLANE, STORE
+from shadowserve_operator.desired.dataplane import DATA_PLANE_PORT_NAME
 from shadowserve_operator.desired.labels import labels_of
 from shadowserve_operator.desired.pairing import is_card, resolve
+from shadowserve_operator.desired.store import STORE_PORT_NAME
 from shadowserve_operator.desired.wording import first_few
 from shadowserve_operator.plan import first_difference
 from shadowserve_operator.webhook_identity import HOOK, WEBHOOK
@@ -27,14 +29,8 @@ from shadowserve_operator.webhook_identity import HOOK, WEBHOOK
 OLDEST = (1, 30)
 """Kubernetes that has native sidecars, CEL rules and the `sleep` hook without a feature gate."""
 _APPLY = "kubectl apply --server-side -f install.yaml"
-_INSTALLED = "default"
-"""The namespace whose stores and data planes `install.yaml` guards."""
-_COPY_POLICIES = (
-    f"kubectl -n {_INSTALLED} get networkpolicy shadowserve-stores shadowserve-data-planes -o yaml"
-    " | sed -E '/^ *(uid|resourceVersion|generation|creationTimestamp):/d;"
-    f" s/namespace: {_INSTALLED}$/namespace: {{namespace}}/'"
-    " | kubectl apply --server-side -f -"
-)
+_STORE_PORT = Port(names.STORE_PORT, STORE_PORT_NAME)
+_DATA_PLANE_PORT = Port(names.DATA_PLANE_PORT, DATA_PLANE_PORT_NAME)
 _MOST = 3
 _POD_SECURITY = "pod-security.kubernetes.io/enforce"
 
@@ -226,7 +222,7 @@ def _policies(facts: Facts) -> Check:
     exposed = {f"{each.part} of {each.namespace}": each for each in _exposed(facts)}
     if exposed:
         first = exposed[min(exposed, key=lambda said: (exposed[said].namespace, said))]
-        fix = _APPLY if first.namespace == _INSTALLED else _COPY_POLICIES.replace("{namespace}", first.namespace)
+        fix = mended(facts.policies, first.namespace, _APPLY)
         if first.opened_by:
             fix = f"narrow or delete network policy {first.opened_by[0]} of {first.namespace}: it admits everybody"
         return Check(name, Verdict.WARNING, f"every pod may try to reach the {_some(sorted(exposed))}", fix)
@@ -249,9 +245,9 @@ def _exposed(facts: Facts) -> Iterable[_Exposed]:
         policies = facts.policies.get(cache.namespace)
         if policies is None:
             continue
-        parts = {"stores": (STORE, names.STORE_PORT)} if cache.spec.store.type is StoreType.MANAGED else {}
+        parts = {"stores": (STORE, _STORE_PORT)} if cache.spec.store.type is StoreType.MANAGED else {}
         if PlaceName.DPU in cache.spec.placement.order:
-            parts |= {"data planes": (DATA_PLANE, names.DATA_PLANE_PORT)}
+            parts |= {"data planes": (DATA_PLANE, _DATA_PLANE_PORT)}
         for part, (component, port) in parts.items():
             labels = labels_of(cache.name, component)
             if not guarded(policies, labels, port):

@@ -172,6 +172,14 @@ def test_policies_of_the_users_own_guard_as_well_and_a_cache_on_hosts_needs_less
     )
 
 
+def _block(cidr: str) -> Json:
+    return {"ipBlock": {"cidr": cidr}}
+
+
+def _expression(key: str, operator: str, *values: str) -> Json:
+    return {"matchExpressions": [{"key": key, "operator": operator, **({"values": list(values)} if values else {})}]}
+
+
 ALL_PODS: Json = {"podSelector": {}, "policyTypes": ["Ingress"]}
 
 
@@ -187,6 +195,20 @@ ALL_PODS: Json = {"podSelector": {}, "policyTypes": ["Ingress"]}
         ({"ports": [{"port": 80}]}, False),
         ({"from": [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "a"}}}]}, False),
         ({"from": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.0.0.0/8"]}}]}, False),
+        ({"ports": [{"port": "valkey"}]}, True),
+        ({"ports": [{"port": "bus"}]}, False),
+        ({"from": [{"ipBlock": {"cidr": "0.0.0.0/1"}}, {"ipBlock": {"cidr": "128.0.0.0/1"}}]}, True),
+        ({"from": [{"ipBlock": {"cidr": "0.0.0.0/1"}}, {"ipBlock": {"cidr": "128.0.0.0/2"}}]}, False),
+        ({"from": [{"ipBlock": {"cidr": "::/1"}}, {"ipBlock": {"cidr": "8000::/1"}}]}, True),
+        ({"from": [{"ipBlock": {"cidr": "0.0.0.0/0", "except": ["10.0.0.0/8"]}}, _block("10.0.0.0/8")]}, True),
+        ({"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["0.0.0.0/0"]}}]}, False),
+        ({"from": [{"namespaceSelector": {"matchLabels": {}, "matchExpressions": []}}]}, True),
+        ({"from": [{"namespaceSelector": _expression("kubernetes.io/metadata.name", "Exists")}]}, True),
+        ({"from": [{"namespaceSelector": _expression("team", "NotIn", "blue")}]}, True),
+        ({"from": [{"namespaceSelector": {}, "podSelector": _expression("app", "DoesNotExist")}]}, True),
+        ({"from": [{"namespaceSelector": _expression("team", "In", "blue")}]}, False),
+        ({"from": [{"namespaceSelector": {}, "podSelector": _expression("app", "Exists")}]}, False),
+        ({"from": [{"podSelector": {}}]}, False),
     ],
 )
 def test_a_policy_that_admits_everybody_to_a_store_undoes_what_the_others_guard(rule: Json, exposed: bool) -> None:
@@ -195,6 +217,31 @@ def test_a_policy_that_admits_everybody_to_a_store_undoes_what_the_others_guard(
     assert (found.verdict is Verdict.WARNING) is exposed
     assert ("stores of default" in found.found) is exposed
     assert ("network policy open of default" in found.fix) is exposed
+
+
+def test_halves_of_all_addresses_in_two_rules_are_all_addresses() -> None:
+    rules = [{"from": [_block("0.0.0.0/1")]}, {"from": [_block("128.0.0.0/1")], "ports": [{"port": names.STORE_PORT}]}]
+    opened = {"metadata": {"name": "open"}, "spec": {**ALL_PODS, "ingress": rules}}
+    found = check(diagnosis(facts(policies={"default": (*POLICIES, opened)}), NOW), "network policies")
+    assert found.found == "every pod may try to reach the stores of default", "the second rule is of stores only"
+
+
+@pytest.mark.parametrize(
+    ("policies", "begins"),
+    [
+        ({"chat": ()}, "kubectl -n default get"),
+        ({"chat": (), "default": POLICIES}, "kubectl -n default get"),
+        ({"chat": (), "default": (), "prod": POLICIES}, "kubectl -n prod get"),
+        ({"chat": (), "default": ()}, "kubectl apply --server-side -f install.yaml && kubectl -n default get"),
+    ],
+)
+def test_missing_policies_are_copied_from_where_they_are(policies: dict[str, Any], begins: str) -> None:
+    in_chat = cache()
+    in_chat = in_chat.model_copy(update={"metadata": in_chat.metadata.model_copy(update={"namespace": "chat"})})
+    fix = check(diagnosis(facts(policies=policies, picture=picture(caches=(in_chat,))), NOW), "network policies").fix
+    assert fix.startswith(begins)
+    source = begins.rpartition("-n ")[2].partition(" ")[0]
+    assert f"s/namespace: {source}$/namespace: chat/" in fix
 
 
 def test_what_may_not_be_read_is_unknown_not_wrong() -> None:

@@ -11,6 +11,9 @@ from shadowserve_operator.desired.pods import UNPRIVILEGED_USER, fixed, restrict
 from shadowserve_operator.kinds import Json
 from shadowserve_operator.settings import OperatorSettings
 
+DATA_PLANE_PORT_NAME = "grpc"
+"""What the pods' port for sidecars is called."""
+
 
 def data_plane_workload(cache: PrefixCache) -> str:
     """Return the name of the DaemonSet."""
@@ -60,10 +63,10 @@ def _pod(cache: PrefixCache, settings: OperatorSettings, username: str | None) -
         "command": command,
         "env": _environment(cache, username),
         "ports": [
-            {"name": "grpc", "containerPort": names.DATA_PLANE_PORT},
+            {"name": DATA_PLANE_PORT_NAME, "containerPort": names.DATA_PLANE_PORT},
             {"name": "metrics", "containerPort": names.DATA_PLANE_METRICS_PORT},
         ],
-        "readinessProbe": {"tcpSocket": {"port": "grpc"}, "periodSeconds": 2, "timeoutSeconds": 2},
+        "readinessProbe": {"tcpSocket": {"port": DATA_PLANE_PORT_NAME}, "periodSeconds": 2, "timeoutSeconds": 2},
         "resources": _resources(cache),
         "securityContext": restricted(UNPRIVILEGED_USER),
         "volumeMounts": mounts,

@@ -12,6 +12,8 @@ from shadowserve_operator.desired.secrets import ADMIN_USER
 from shadowserve_operator.kinds import Json
 from shadowserve_operator.settings import OperatorSettings
 
+STORE_PORT_NAME = "valkey"
+"""What the pods' port for clients is called."""
 _CONFIG_FOLDER, _SECRETS_FOLDER, _DATA_FOLDER = "/etc/valkey", "/etc/valkey/secrets", "/data"
 _POLICIES = {Eviction.LEAST_FREQUENTLY_USED: "allkeys-lfu", Eviction.LEAST_RECENTLY_USED: "allkeys-lru"}
 _POLICY = "maxmemory-policy"
@@ -189,10 +191,10 @@ def _pod(cache: PrefixCache, managed: ManagedStore, settings: OperatorSettings) 
         ],
         "env": [_about_pod("POD_IP", "status.podIP"), _about_pod("POD_NAME", "metadata.name")],
         "ports": [
-            {"name": "valkey", "containerPort": names.STORE_PORT},
+            {"name": STORE_PORT_NAME, "containerPort": names.STORE_PORT},
             {"name": "bus", "containerPort": names.STORE_BUS_PORT},
         ],
-        "readinessProbe": {"tcpSocket": {"port": "valkey"}, "periodSeconds": 5, "timeoutSeconds": 2},
+        "readinessProbe": {"tcpSocket": {"port": STORE_PORT_NAME}, "periodSeconds": 5, "timeoutSeconds": 2},
         "resources": fixed(amounts),
         "securityContext": restricted(_USER),
         "volumeMounts": mounts,

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import signal
+import socket
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -94,10 +95,12 @@ async def test_the_way_to_a_data_plane_leads_through_no_proxy(
 ) -> None:
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name)
-    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    async with attached(plane, keepalive=SECONDS) as remote:
-        assert remote.version
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and it does not listen
+        for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        async with attached(plane, keepalive=SECONDS) as remote:
+            assert remote.version
 
 
 async def test_nobody_attached_is_nobody_there() -> None:

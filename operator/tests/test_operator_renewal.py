@@ -10,7 +10,6 @@ import json
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -23,9 +22,6 @@ from typing import Any
 
 import pytest
 from rendered_store import CLIENT, SERVER, START_SECONDS, Rendered, data_plane_running, store_running
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "dataplane_image/tests"))
-
 from sidecar_chunks import SHAPE, Chunk, make_chunks, values_of
 from sidecar_client import Client
 from sidecar_process import SidecarProcess

@@ -203,7 +203,10 @@ class InferencePoolCondition(StrEnum):
     """The conditions of an InferencePool, each with one owner; `Ready` is computed from them."""
 
     ENGINES_READY = "EnginesReady"
-    """As many engines serve as wanted (reasons: Succeeded, Pending, ModelNotFound, PodsFailing)."""
+    """As many engines serve as wanted.
+
+    Reasons: Succeeded, Pending, ModelNotFound, PodsFailing, Failed (engine.args sets what the pool sets), Error.
+    """
     CACHE_ATTACHED = "CacheAttached"
     """Every pod runs with the sidecar, which took its engine, and all compute the same keys.
 

@@ -200,9 +200,12 @@ class PrefixCacheCondition(StrEnum):
     True with reason Pending: engines store and fetch while shards come and go, or a server is silent for a moment.
     """
     DATA_PLANE_READY = "DataPlaneReady"
-    """Every data-plane pod serves (reasons: Succeeded, Pending, NoDpuNodeMatches, NotNeeded)."""
+    """Every data-plane pod serves (reasons: Succeeded, Pending, NoDpuNodeMatches, NotNeeded, Error)."""
     PAIRING_RESOLVED = "PairingResolved"
-    """Every card has one host (reasons: Succeeded, HostNotFound, AmbiguousHost, SelfPair, NameTooLong, NotNeeded)."""
+    """Every card has one host.
+
+    Reasons: Succeeded, HostNotFound, AmbiguousHost, SelfPair, NameTooLong, NotNeeded, Error.
+    """
     CERTIFICATES_READY = "CertificatesReady"
     """Every certificate is valid (reasons: Succeeded, Pending, Expired, IssuerNotFound, NotNeeded, Error)."""
     ROUND_TRIP_VERIFIED = "RoundTripVerified"

@@ -20,7 +20,9 @@ pytestmark = pytest.mark.timeout(900)
 _POOL, _CLIENT = f"sspool/{scenario.POOL}", "asker"
 _SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "runAsNonRoot": True}
 _SERVER = """
-import http.server, os, time
+import http.server, os, signal, time
+
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # the first process of a container ignores it otherwise
 
 class Answers(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -67,7 +69,7 @@ def _pool(version: int, replicas: int) -> dict[str, Any]:
         "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}},
         "podTemplate": {"spec": {"containers": [server]}},
     }
-    manifest["spec"]["rollout"] = {"drain": "15s"}
+    manifest["spec"]["rollout"] = {"drain": "20s"}
     return manifest
 
 

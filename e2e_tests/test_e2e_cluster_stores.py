@@ -155,7 +155,9 @@ def test_a_store_that_somebody_else_runs_is_waited_for_used_and_told_of(bed: Bed
 
 
 _ANSWERS = """
-import http.server
+import http.server, os, signal
+
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # the first process of a container ignores it otherwise
 
 class Healthy(http.server.BaseHTTPRequestHandler):
     def do_GET(self):

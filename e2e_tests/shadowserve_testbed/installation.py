@@ -29,8 +29,9 @@ def install(provider: Provider, home: Home, overlay: Path, namespace: str) -> li
     changed = provider.load(archives)
     hosts = [node.name for node in provider.nodes() if not node.host]
     apply(kubectl, *volume_manifests(files, hosts, namespace))
+    upgraded = bool(kubectl.items("deployments", "--namespace", SYSTEM))
     kubectl.run("apply", "--server-side", "--force-conflicts", "-k", str(overlay))
-    if changed and any("operator" in reference for reference in changed):
+    if upgraded and any("operator" in reference for reference in changed):  # pods that run keep the code they have
         kubectl.run("rollout", "restart", "deployment", "--namespace", SYSTEM)
     wait_for(lambda: unavailable(kubectl, SYSTEM), "operator and webhook", _INSTALL_SECONDS, home.say)
     return changed

@@ -42,7 +42,8 @@ def _register_own(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
     """Register what happens to a PrefixCache itself."""
     register_kind(registry, runtime, PREFIX_CACHE, reconcile_prefixcache)
 
-    @kopf.on.delete(names.GROUP, names.VERSION, PREFIX_CACHE.plural, registry=registry)
+    # kopf keeps its progress under the id, as an annotation: the default one of a nested function is no valid name
+    @kopf.on.delete(names.GROUP, names.VERSION, PREFIX_CACHE.plural, registry=registry, id="forget")
     async def forget(namespace: str | None, name: str, **_: Any) -> None:
         try:
             await forget_prefixcache(runtime.cluster, namespace or "", name, runtime.settings)

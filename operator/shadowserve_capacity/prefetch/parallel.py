@@ -242,9 +242,8 @@ class Crew:
         if task is None:
             return False
         self._serials += 1
-        seconds, report = self._meter.batch_seconds, task.stop - task.first
-        if self._master.split is None:  # a share is short: news from the middle of it would cost more than it tells
-            report = max(1, int(_REPORT_S / seconds)) if seconds > 0.0 else 1
+        seconds = self._meter.batch_seconds
+        report = max(1, int(_REPORT_S / seconds)) if seconds > 0.0 else 1
         lane.serial, lane.since = self._serials, time.monotonic()
         lane.due = 10.0 * seconds * LANES * (task.stop - task.first)
         self._idle.discard(lane.number)

@@ -16,7 +16,7 @@ from sidecar_client import Client
 from sidecar_process import ANSWER_SECONDS, IMPATIENT, SidecarProcess, config_for
 
 from shadowserve_dataplane.chunks import store_key
-from shadowserve_dataplane.connector.messages import ChunkFailed, SessionUnknown, Stored
+from shadowserve_dataplane.connector.messages import ChunkFailed, Landed, SessionUnknown, Stored
 
 LATE = 'shadowserve_lookups_total{result="late"}'
 ERROR = 'shadowserve_lookups_total{result="error"}'
@@ -159,6 +159,7 @@ def test_a_killed_sidecar_leaves_files_that_the_next_one_clears_away(
     chunks = make_chunks(2)
     put_chunks(redis_standalone, chunks)
     worker.fetch(1, chunks)
+    assert {worker.receive(Landed).job for _ in chunks} == {1}, "slots are lent, and no answer of this job comes later"
     old = sidecar.files()
     sidecar.kill()
     sidecar.start()

@@ -16,7 +16,9 @@ from shadowserve_testbed.kind.configuration import (
     Made,
     cluster_config,
     container,
+    control_plane_patches,
     network_config,
+    patches_folder,
     podman_config,
 )
 from shadowserve_testbed.layout import CARD_TAINT
@@ -47,6 +49,22 @@ def test_cards_are_labelled_with_their_hosts_and_every_node_sees_the_home() -> N
     assert [node["labels"] for node in config["nodes"]] == [node.labels for node in NODES]
     for node in config["nodes"]:
         assert node["extraMounts"] == [{"hostPath": "/home", "containerPath": "/home", "readOnly": True}]
+
+
+def test_the_control_plane_leaves_most_of_two_cores_to_what_runs_on_the_bed() -> None:
+    patches = {name.removesuffix(".json"): json.loads(text)["spec"] for name, text in control_plane_patches().items()}
+    dns = patches.pop("corednsdeployment")["template"]["spec"]
+    containers = {name: patch["containers"][0] for name, patch in patches.items()}
+    assert all(part["name"] == target for target, part in containers.items()), "kubeadm goes by the file's name"
+    pods = [*containers.values(), *2 * dns["containers"]]
+    assert sum(int(part["resources"]["requests"]["cpu"].removesuffix("m")) for part in pods) <= 200
+
+
+def test_only_the_control_plane_is_patched() -> None:
+    nodes = cluster_config(MADE, Path("/home"))["nodes"]
+    first, *others = [yaml.safe_load(node["kubeadmConfigPatches"][0]) for node in nodes]
+    assert first["patches"] == {"directory": str(patches_folder(Path("/home")))}
+    assert not any("patches" in each for each in others)
 
 
 def test_pods_of_a_node_get_addresses_of_its_own_network() -> None:

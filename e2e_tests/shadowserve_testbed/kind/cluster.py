@@ -20,7 +20,9 @@ from shadowserve_testbed.kind.configuration import (
     Made,
     cluster_config,
     container,
+    control_plane_patches,
     network_config,
+    patches_folder,
     podman_config,
 )
 from shadowserve_testbed.kind.node_image import NodeImage
@@ -182,6 +184,10 @@ class KindCluster:
         (self._folder / "made.json").write_text(made.text())
         config = self._folder / "cluster.yaml"  # JSON is YAML
         config.write_text(json.dumps(cluster_config(made, self._home.root)))
+        patches = patches_folder(self._home.root)
+        patches.mkdir(exist_ok=True)
+        for name, text in control_plane_patches().items():
+            (patches / name).write_text(text)
         files = ["--config", str(config), "--kubeconfig", str(self._folder / "kubeconfig")]
         self._kind("create", "cluster", "--name", CLUSTER, *files)
 

@@ -11,6 +11,9 @@ from shadowserve_testbed.layout import CARD_TAINT, Node, make_nodes
 CLUSTER = "shadowserve"
 PODS = "10.245.0.0/16"
 NODE_IMAGE = "testbed.local/kind-node:dev"
+_REQUESTED = {"etcd": "50m", "kube-apiserver": "100m", "kube-controller-manager": "20m", "kube-scheduler": "10m"}
+"""CPU. With what kubeadm asks for, 650m and 100m for each CoreDNS, two engines with their sidecars find no place."""
+_DNS_REQUESTED = "10m"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ def container(node: Node) -> str:
 
 
 def cluster_config(made: Made, home: Path) -> dict[str, Any]:
-    """Return kind's configuration. `home` is seen by every node under the same path, for images and volumes."""
+    """Return kind's configuration. `home` is seen by every node under the same path: images, volumes, patches."""
     # without CAP_SYS_RESOURCE no process may be made less likely to be killed
     kubelet = {"kind": "KubeletConfiguration", "failCgroupV1": False, "oomScoreAdj": 0}
     proxy = {"kind": "KubeProxyConfiguration", "oomScoreAdj": 0}
@@ -57,10 +60,30 @@ def cluster_config(made: Made, home: Path) -> dict[str, Any]:
     }
 
 
+def patches_folder(home: Path) -> Path:
+    """Return where kubeadm reads `control_plane_patches`."""
+    return home / "kind" / "patches"
+
+
+def control_plane_patches() -> dict[str, str]:
+    """Return what kubeadm is to change in the pods that it makes of the control plane: texts by file name."""
+    patches = {name: _requesting(name, cpu) for name, cpu in _REQUESTED.items()}
+    # before Kubernetes 1.32 kubeadm warns that it does not know this one, and goes on
+    patches["corednsdeployment"] = {"spec": {"template": _requesting("coredns", _DNS_REQUESTED)}}
+    return {f"{target}.json": json.dumps(patch) for target, patch in patches.items()}
+
+
+def _requesting(container_name: str, cpu: str) -> dict[str, Any]:
+    return {"spec": {"containers": [{"name": container_name, "resources": {"requests": {"cpu": cpu}}}]}}
+
+
 def _node(node: Node, image: str, home: Path) -> dict[str, Any]:
     taints = [{"key": CARD_TAINT, "effect": "NoSchedule"}] if node.host else []
-    kind = "JoinConfiguration" if node.index else "InitConfiguration"
-    registered = {"kind": kind, "nodeRegistration": {"name": node.name, "taints": taints}}
+    registered: dict[str, Any] = {"nodeRegistration": {"name": node.name, "taints": taints}}
+    if node.index:
+        registered["kind"] = "JoinConfiguration"
+    else:
+        registered |= {"kind": "InitConfiguration", "patches": {"directory": str(patches_folder(home))}}
     return {
         "role": "worker" if node.index else "control-plane",
         "image": image,

@@ -173,28 +173,38 @@ def _data_plane_ready(cache: PrefixCache, facts: Facts) -> Condition:
     kind = PrefixCacheCondition.DATA_PLANE_READY
     order = cache.spec.placement.order
     if PlaceName.DPU not in order:
-        return condition(kind, True, Reason.NOT_NEEDED, "placement.order names the host only")
+        return condition(kind, True, Reason.NOT_NEEDED, "spec.placement.order names the host only")
     if stuck := _obstacles(facts, "DaemonSet"):
         return condition(kind, False, Reason.ERROR, stuck)
     cards = len(facts.pairing.pairs) + len(facts.pairing.unpaired)
     if not cards:
-        label = cache.spec.placement.dpu.node_selector or cache.spec.placement.dpu.host_label_key
-        host = PlaceName.HOST in order
-        way = "engines restore on host cores" if host else "engines compute everything: label the cards' nodes"
-        return condition(kind, host, "NoDpuNodeMatches", f"no node has the label {label}; {way}")
+        return condition(kind, PlaceName.HOST in order, "NoDpuNodeMatches", _no_card(cache))
     ready = facts.serving
     if ready < cards:
         silent = sorted(_cards(facts.pairing) - {c for c, plane in facts.planes.items() if plane.ready_since})
-        unused = "" if uses_cards(order) else "; placement.order names the host first, so no pod misses them"
+        unused = "" if uses_cards(order) else "; spec.placement.order names the host first, so no pod misses them"
         message = f"{ready} of {cards} data planes serve; not on {first_few(silent, _MOST_CARDS)}{unused}"
         return condition(kind, False, Reason.PENDING, message)
     return condition(kind, True, Reason.SUCCEEDED, f"{ready} of {cards} data planes serve")
 
 
+def _no_card(cache: PrefixCache) -> str:
+    """Return that no node is a card's, what engines do meanwhile, and the command that makes a node one."""
+    placement = cache.spec.placement
+    key, selector = placement.dpu.host_label_key, placement.dpu.node_selector
+    wanted = [f"{label}={value}" for label, value in sorted((selector or {}).items())]
+    meanwhile = "restore on host cores" if PlaceName.HOST in placement.order else "compute everything"
+    needed = " ".join([*wanted, f"{key}=HOST_NODE"])
+    return (
+        f"no node has the label{'s' * (len(wanted) > 1)} {' and '.join(wanted) or key}; engines {meanwhile}; "
+        f"label the cards' nodes: kubectl label node CARD_NODE {needed}"
+    )
+
+
 def _pairing_resolved(cache: PrefixCache, facts: Facts) -> Condition:
     kind = PrefixCacheCondition.PAIRING_RESOLVED
     if PlaceName.DPU not in cache.spec.placement.order:
-        return condition(kind, True, Reason.NOT_NEEDED, "placement.order names the host only")
+        return condition(kind, True, Reason.NOT_NEEDED, "spec.placement.order names the host only")
     if facts.pairing.unpaired:
         first, more = facts.pairing.unpaired[0], len(facts.pairing.unpaired) - 1
         message = f"{first.message} (and {more} more)" if more else first.message
@@ -208,7 +218,7 @@ def _certificates_ready(cache: PrefixCache, facts: Facts) -> Condition:
     kind = PrefixCacheCondition.CERTIFICATES_READY
     security = cache.spec.security
     if security.transport is not Transport.MUTUAL_TLS:
-        return condition(kind, True, Reason.NOT_NEEDED, "security.transport is Plaintext")
+        return condition(kind, True, Reason.NOT_NEEDED, "spec.security.transport is Plaintext")
     if facts.issued is not None and not facts.issued.issuer_exists:
         return issued_condition(cache, facts.issued, facts.certificates)
     if stuck := _obstacles(facts, "Secret", "Certificate"):

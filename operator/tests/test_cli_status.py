@@ -41,7 +41,7 @@ def test_a_cluster_where_all_is_well_says_so_on_one_screen() -> None:
     [
         ("", ["DPU", "Host"], False, "host", "no data plane serves on card-0"),
         ("", ["DPU"], False, "none: computes", "no data plane serves on card-0"),
-        ("", ["Host"], True, "host", "the cache's placement.order does not name DPU"),
+        ("", ["Host"], True, "host", "the cache's spec.placement.order does not name DPU"),
         (None, ["DPU", "Host"], True, "host", "serves; the operator has not told the pod yet"),
         ("10.1.0.9:9464", ["DPU", "Host"], False, "card", "no data plane serves on card-0; the operator has not told"),
     ],

@@ -87,6 +87,22 @@ async def test_without_cards_the_host_serves() -> None:
     cluster.remove(Ref(NODE, "", "card-0"))
     await until_quiet(cluster)
     assert conditions(cluster)["DataPlaneReady"] == ("True", "NoDpuNodeMatches")
+    assert message(cluster, "DataPlaneReady") == (
+        f"no node has the label {names.DEFAULT_HOST_LABEL}; engines restore on host cores; "
+        f"label the cards' nodes: kubectl label node CARD_NODE {names.DEFAULT_HOST_LABEL}=HOST_NODE"
+    )
+
+
+async def test_labels_that_no_node_has_are_told_as_kubectl_takes_them() -> None:
+    cluster = a_cluster()
+    cluster.put(cache(placement={"order": ["DPU"], "dpu": {"nodeSelector": {"pool": "cards", "arch": "arm64"}}}))
+    await until_quiet(cluster)
+    assert conditions(cluster)["DataPlaneReady"] == ("False", "NoDpuNodeMatches")
+    assert message(cluster, "DataPlaneReady") == (
+        "no node has the labels arch=arm64 and pool=cards; engines compute everything; "
+        "label the cards' nodes: "
+        f"kubectl label node CARD_NODE arch=arm64 pool=cards {names.DEFAULT_HOST_LABEL}=HOST_NODE"
+    )
 
 
 EXTERNAL = {"endpoints": ["127.0.0.1:1"], "topology": "Standalone", "credentialsSecretRef": {"name": "login"}}

@@ -77,9 +77,9 @@ def _assign(
     pod: EnginePod, pairing: Pairing, planes: Mapping[str, DataPlane], order: Sequence[PlaceName], now: datetime
 ) -> Assignment:
     if PlaceName.DPU not in order:
-        return Assignment(pod, "", "the cache's placement.order does not name DPU")
+        return Assignment(pod, "", "the cache's spec.placement.order does not name DPU")
     if not uses_cards(order):
-        return Assignment(pod, "", "the cache's placement.order names the host first")
+        return Assignment(pod, "", "the cache's spec.placement.order names the host first")
     cards = pairing.cards_of(pod.node)
     if not cards:
         return Assignment(pod, "", f"no card is paired with host {pod.node}")

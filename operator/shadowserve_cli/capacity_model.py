@@ -22,10 +22,12 @@ from shadowserve_capacity.model.work import Load
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PosteriorFile = Annotated[Path, typer.Argument(help="What `fit` wrote.")]
 Rate = Annotated[float | None, typer.Option("--rate", help="Requests per second, over all replicas.")]
-Prompt = Annotated[float | None, typer.Option("--prompt-tokens", help="Mean tokens of a prompt.")]
-Hit = Annotated[float, typer.Option("--hit-tokens", help="Of them in the cache, mean over all requests.")]
+Prompt = Annotated[float | None, typer.Option("--prompt-tokens", help="Mean tokens of a prompt, cached ones included.")]
+Hit = Annotated[
+    float, typer.Option("--hit-tokens", help="Mean tokens of a prompt that the cache restores, over all requests.")
+]
 Output = Annotated[float, typer.Option("--output-tokens", help="Mean tokens of an answer.")]
-HitShare = Annotated[float, typer.Option("--hit-share", help="Share of the requests that hit, above 0 to 1.")]
+HitShare = Annotated[float, typer.Option("--hit-share", help="Share of requests that the cache helps, above 0 to 1.")]
 LoadFile = Annotated[
     Path | None,
     typer.Option("--load", help="JSON with arrival_rate, prompt_tokens, hit_tokens, output_tokens, hit_share."),
@@ -70,8 +72,12 @@ def plan(
     output_tokens: Output = 1.0,
     hit_share: HitShare = 1.0,
     load: LoadFile = None,
-    slo: Annotated[list[str] | None, typer.Option(help='Repeatable; by default "TTFT p90 <= 2s".')] = None,
-    confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="How sure to be of every objective.")] = 0.9,
+    slo: Annotated[
+        list[str] | None, typer.Option(help='Objective to keep, repeatable; by default "TTFT p90 <= 2s".')
+    ] = None,
+    confidence: Annotated[
+        float, typer.Option(min=0.5, max=0.999, help="Probability with which every objective has to hold.")
+    ] = 0.9,
     as_json: Json = False,
 ) -> None:
     """Say how many replicas a load needs, and why; exit code 1 when no number is enough."""
@@ -98,7 +104,9 @@ def predict(
     hit_share: HitShare = 1.0,
     load: LoadFile = None,
     windows: Annotated[Path | None, typer.Option(help="Compare with these windows instead of a load.")] = None,
-    level: Annotated[float, typer.Option(min=0.1, max=0.99, help="Probability of the intervals.")] = 0.8,
+    level: Annotated[
+        float, typer.Option(min=0.1, max=0.99, help="Probability that a value lies in its interval.")
+    ] = 0.8,
     plot: Annotated[Path | None, typer.Option(help="With --windows: draw the comparison (.png or .svg).")] = None,
     as_json: Json = False,
 ) -> None:

@@ -43,11 +43,23 @@ class PredictorName(StrEnum):
     SURROGATE = "surrogate"
 
 
-Size = Annotated[int, typer.Option(min=1, help="Synthetic data; the paper has 1000000 (mixture), 1800000 (lasso).")]
-Iterations = Annotated[int, typer.Option(min=1, help="Length of the chain.")]
+Size = Annotated[
+    int, typer.Option(min=1, help="Synthetic data points; the paper has 1000000 (mixture), 1800000 (lasso).")
+]
+Iterations = Annotated[int, typer.Option(min=1, help="Length of the chain, in steps.")]
 Seed = Annotated[int, typer.Option(min=0, help="Equal seeds give equal chains, whoever computes them.")]
-Batches = Annotated[int, typer.Option(min=1, help="Terms that the log density is cut into.")]
-Guess = Annotated[PredictorName, typer.Option("--predictor", help="How acceptance is guessed; costs time at worst.")]
+Batches = Annotated[int, typer.Option(min=1, help="Parts that an evaluation of the log density is cut into.")]
+Split = Annotated[
+    int,
+    typer.Option(
+        min=-1,
+        help="Let workers share one evaluation, at least this many batches each; 0: where that is faster, -1: never.",
+    ),
+]
+Guess = Annotated[
+    PredictorName,
+    typer.Option("--predictor", help="How it is guessed which steps are accepted; a wrong guess costs time only."),
+]
 Picture = Annotated[Path | None, typer.Option("--plot", help="Draw the speed-up here (.png or .svg).")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Secret = Annotated[
@@ -59,11 +71,11 @@ def sample(
     problem: Annotated[ProblemName, typer.Option(help="What to sample.")] = ProblemName.MIXTURE,
     size: Size = 100_000,
     iterations: Iterations = 1000,
-    workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0 means the cores there are.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0: one a core.")] = 0,
     seed: Seed = 1,
     batches: Batches = 100,
     predictor: Guess = PredictorName.SURROGATE,
-    split: Annotated[int, typer.Option(min=-1, help="Batches a share of an evaluation; 0 decides, -1 never.")] = 0,
+    split: Split = 0,
     listen: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Take remote workers too.")] = None,
     secret_file: Secret = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Keep the chain here (.npz), and go on from it.")] = None,
@@ -71,7 +83,7 @@ def sample(
         bool, typer.Option("--check", help="Run the serial chain too, and compare bytes and time.")
     ] = False,
     calibration: Annotated[
-        bool, typer.Option("--calibration", help="Say how often what the predictor said came true.")
+        bool, typer.Option("--calibration", help="Say how often the predictor's guesses came true.")
     ] = False,
     plot: Picture = None,
     as_json: Json = False,
@@ -118,14 +130,16 @@ def simulate(
     size: Size = 20_000,
     iterations: Iterations = 200,
     workers: Annotated[
-        list[int] | None, typer.Option(min=1, show_default="16, 32, 64", help="Repeat for several.")
+        list[int] | None, typer.Option(min=1, show_default="16, 32, 64", help="Number of workers, repeatable.")
     ] = None,
     seed: Seed = 1,
     batches: Batches = 100,
     predictor: Guess = PredictorName.SURROGATE,
     hybrid: Annotated[bool, typer.Option(help="Let workers share evaluations where that pays.")] = True,
-    batch_seconds: Annotated[float, typer.Option(min=1e-9, help="Cost of a batch; 0.0175 is the paper's.")] = 0.0175,
-    message_seconds: Annotated[float, typer.Option(min=0.0, help="Until a worker has its next task.")] = 0.0002,
+    batch_seconds: Annotated[
+        float, typer.Option(min=1e-9, help="Seconds that a batch takes; the paper has 0.0175.")
+    ] = 0.0175,
+    message_seconds: Annotated[float, typer.Option(min=0.0, help="Seconds until a worker has its next task.")] = 0.0002,
     plot: Picture = None,
     as_json: Json = False,
 ) -> None:

@@ -262,13 +262,13 @@ class Master:
         return bool(node.free) and (self._policy.split is not None or not node.holders)
 
     def _share(self, node: Node) -> int:
-        """Return how many batches to give: what is free in small shares, the smaller the less there is."""
+        """Return how many batches to give: a worker's part of what is free, so that all end together."""
         if self._policy.split is None:
             return node.batches
         if not self._policy.speculate:
             return max(self._policy.split, -(-node.batches // self._policy.workers))
         free = sum(stop - start for start, stop in node.free)
-        return max(self._policy.split, free // (2 * self._policy.workers))
+        return max(self._policy.split, free // self._policy.workers)
 
     def _refresh(self, node: Node | None) -> None:
         """Bring `best` up to date from `node` upwards."""

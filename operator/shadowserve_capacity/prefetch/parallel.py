@@ -243,17 +243,23 @@ class Crew:
             return False
         self._serials += 1
         seconds = self._meter.batch_seconds
-        report = max(1, int(_REPORT_S / seconds)) if seconds > 0.0 else 1
         lane.serial, lane.since = self._serials, time.monotonic()
         lane.due = 10.0 * seconds * LANES * (task.stop - task.first)
         self._idle.discard(lane.number)
         try:
             lane.worker.link.order(
-                Order(lane.local, self._serials, task.node, task.first, task.stop, report, task.theta)
+                Order(lane.local, self._serials, task.node, task.first, task.stop, self._report(task), task.theta)
             )
         except WorkerError as error:
             self._bury(lane.worker, error)
         return True
+
+    def _report(self, task: Task) -> int:
+        """Return after how many batches to answer first: a share is short, and its news cost more than they tell."""
+        if self._master.split is not None:
+            return task.stop - task.first
+        seconds = self._meter.batch_seconds
+        return max(1, int(_REPORT_S / seconds)) if seconds > 0.0 else 1
 
     def _pass_over_the_late(self, now: float) -> None:
         for worker in list(self._workers.values()):

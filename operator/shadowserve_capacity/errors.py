@@ -11,6 +11,10 @@ class TargetFault(CapacityError):
     """The target density broke its promise: NaN, infinity, or two answers to one question."""
 
 
+class CalledOff(CapacityError):
+    """Nobody wants any more what was being evaluated."""
+
+
 class ProposalFault(CapacityError):
     """The proposal returned something that is not a state of the chain."""
 

@@ -6,21 +6,23 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from select import select
 
 import numpy as np
 import pytest
 
-from shadowserve_capacity.errors import TargetFault, WorkerError
+from shadowserve_capacity.errors import CalledOff, TargetFault, WorkerError
 from shadowserve_capacity.prefetch.chain import Position, run_serial
 from shadowserve_capacity.prefetch.choice import Chooser
 from shadowserve_capacity.prefetch.links import Link
+from shadowserve_capacity.prefetch.local_worker import READY
 from shadowserve_capacity.prefetch.master import Master
 from shadowserve_capacity.prefetch.parallel import Options, chosen_split, run_parallel
 from shadowserve_capacity.prefetch.policy import Policy
 from shadowserve_capacity.prefetch.predictors import Naive, PartialData, Predictor
 from shadowserve_capacity.prefetch.problem import Problem, State
 from shadowserve_capacity.prefetch.processes import Processes, ProcessLink, processes
-from shadowserve_capacity.prefetch.progress import Progress
+from shadowserve_capacity.prefetch.progress import Meter, Progress
 from shadowserve_capacity.prefetch.surrogate import Surrogate
 from shadowserve_capacity.prefetch.wire import Answer, CallOff, Failure, Message, Order, decode, encode
 from shadowserve_capacity.problems.named import Named
@@ -51,6 +53,22 @@ class Broken(Slow):
 
     def log_likelihood(self, theta: State, batch: int) -> float:
         return float("nan") if batch == 5 else -1.0
+
+
+@dataclass(frozen=True)
+class Endless(Slow):
+    """One batch that takes for ever beyond the unit ball, unless it is called off."""
+
+    batches: int = 1
+
+    def log_likelihood(self, theta: State, batch: int) -> float:
+        return -0.5 * float((theta * theta).sum())
+
+    def log_likelihood_unless(self, theta: State, batch: int, called_off: Callable[[], bool]) -> float:
+        while float((theta * theta).sum()) > 1.0:
+            if called_off():
+                raise CalledOff("it does not end")
+        return self.log_likelihood(theta, batch)
 
 
 @dataclass
@@ -149,6 +167,44 @@ def test_without_any_worker_left_the_master_does_it_all() -> None:
         chain, _ = run_parallel(problem, troubled, 1, PartialData(), options)
     assert len(troubled.links) == 4, "the first, and three that took its place"
     assert chain.sha256 == run_serial(problem).sha256
+
+
+def next_message(link: Link) -> bytes:
+    while not (data := link.received()):
+        select([link.fileno()], [], [], 60.0)
+    return data
+
+
+def test_an_evaluation_that_nobody_wants_any_more_ends_in_the_middle() -> None:
+    with processes(Endless(), 1) as hiring:
+        (link,) = hiring.hired()
+        assert next_message(link) == READY
+        link.order(Order(0, 7, 1, 0, 1, 1, np.full(4, 2.0)))
+        link.call_off(CallOff(0, 7))
+        answer = decode(next_message(link))
+        assert isinstance(answer, Answer)
+        assert (answer.serial, answer.last, answer.terms) == (7, True, ())
+        link.order(Order(0, 8, 2, 0, 1, 1, np.zeros(4)))
+        following = decode(next_message(link))
+        link.close()
+    assert isinstance(following, Answer)
+    assert following.terms == (0.0,)
+
+
+def test_time_for_what_was_called_off_is_wasted_and_not_useful() -> None:
+    problem = SMALL.problem(1)
+    master = Master(problem, PartialData(), Policy(workers=1))
+    meter = Meter(1, 1.0, 0.0, 1.0)
+    meter.begin(0.0)
+    task = master.assign(0)
+    assert task is not None
+    terms = [problem.evaluate(task.theta, batch) for batch in range(task.stop)]
+    master.update(0, task.node, 0, terms)
+    meter.answered(len(terms), 4.0)
+    meter.answered(0, 4.0)
+    progress = meter.progress(10.0, master)
+    assert progress.useful <= 0.4
+    assert progress.useful + progress.wasted == pytest.approx(0.8)
 
 
 def test_the_master_works_beside_its_workers() -> None:

@@ -9,11 +9,13 @@ simulation is one long loop: it cannot be split, and takes nearly as long for te
 with more than 128 requests a replica is simulated with 128; what a longer overload adds is the closed form's.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shadowserve_capacity.errors import CalledOff
 from shadowserve_capacity.model.closed_form import LOGISTIC, by_chance, flow, seconds_per_sequence, slot_delay
 from shadowserve_capacity.model.hardware import Parameters
 from shadowserve_capacity.model.latencies import Latencies
@@ -43,12 +45,12 @@ class Simulation:
         rng = np.random.default_rng([seed, 17])
         return Simulation(rng.random((windows, _MOST)), rng.random((windows, _MOST)))
 
-    def __call__(self, parameters: Parameters, work: Work) -> Latencies:
-        """Return what the windows show; parameters have shape ()."""
+    def __call__(self, parameters: Parameters, work: Work, called_off: Callable[[], bool] = lambda: False) -> Latencies:
+        """Return what the windows show; parameters have shape (). Raises CalledOff soon after `called_off` says so."""
         counts = np.clip(np.ceil(work.arrival_rate * work.seconds), _FEWEST, _MOST).astype(np.intp)
         requests = self._requests(parameters, work, counts)
         engine = _Engine.of(parameters, work, requests)
-        engine.run()
+        engine.run(called_off)
         return _summary(parameters, work, requests, engine)
 
     def _requests(self, parameters: Parameters, work: Work, counts: Indices) -> "_Requests":
@@ -106,10 +108,12 @@ class _Engine:
             np.full((windows, most + 1), np.inf), zeros.copy(), zeros.copy(),
         )  # fmt: skip
 
-    def run(self) -> None:
+    def run(self, called_off: Callable[[], bool]) -> None:
         rows = np.arange(len(self.clock))
         padded = np.concatenate([self.requests.ready, np.full((len(rows), _JOINING), np.inf)], axis=1)
         while (self.joined < self.requests.counts).any():
+            if called_off():
+                raise CalledOff("the simulation")
             running = self.joined - self.ended
             following = padded[rows, self.joined]
             idle = (running == 0) & np.isfinite(following)

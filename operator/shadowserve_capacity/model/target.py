@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from shadowserve_capacity.model.hardware import DIMENSION, Parameters, Prior
 from shadowserve_capacity.model.likelihood import Evidence, Form, log_likelihood
+from shadowserve_capacity.model.simulation import Simulation
 
 Values = NDArray[np.float64]
 
@@ -72,6 +74,11 @@ class PosteriorTarget:
     def log_likelihood(self, theta: Values, batch: int) -> float:
         """Return the log likelihood of all windows."""
         return standard_log_likelihood(self.evidence, self.prior, self.form, self.whitening.coordinates(theta))
+
+    def log_likelihood_unless(self, theta: Values, batch: int, called_off: Callable[[], bool]) -> float:
+        """Return the same; raises CalledOff soon after `called_off` says so, where windows are simulated."""
+        form = partial(self.form, called_off=called_off) if isinstance(self.form, Simulation) else self.form
+        return standard_log_likelihood(self.evidence, self.prior, form, self.whitening.coordinates(theta))
 
 
 def standard_log_prior(z: Values) -> float:

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shadowserve_capacity.errors import ProblemError, ProposalFault, TargetFault
+from shadowserve_capacity.errors import CalledOff, ProblemError, ProposalFault, TargetFault
 
 State = NDArray[np.float64]
 
@@ -28,6 +28,13 @@ class Target(Protocol):
 
     def log_likelihood(self, theta: State, batch: int) -> float:
         """Return the finite term of one batch, 0 <= batch < batches."""
+
+
+class Interruptible(Target, Protocol):
+    """A target whose batches take so long that one which has become useless is better stopped in the middle."""
+
+    def log_likelihood_unless(self, theta: State, batch: int, called_off: Callable[[], bool]) -> float:
+        """Return the same as `log_likelihood`; raises CalledOff soon after `called_off` has begun to return true."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +150,17 @@ def added(terms: Sequence[float]) -> float:
     return total
 
 
-def evaluated(target: Target, theta: State, batch: int) -> float:
-    """Return the finite term of one batch; raises TargetFault otherwise."""
+def evaluated(
+    target: Target | Interruptible, theta: State, batch: int, called_off: Callable[[], bool] | None = None
+) -> float:
+    """Return the finite term of one batch; raises TargetFault, and CalledOff where the target can be stopped."""
     try:
-        term = float(target.log_likelihood(theta, batch))
+        if called_off is not None and hasattr(target, "log_likelihood_unless"):
+            term = float(target.log_likelihood_unless(theta, batch, called_off))
+        else:
+            term = float(target.log_likelihood(theta, batch))
+    except CalledOff:
+        raise
     except Exception as error:  # whatever the user's code raises, named by where
         raise TargetFault(f"log likelihood of batch {batch} raised {error!r}") from error
     return checked_term(term, batch)

@@ -44,6 +44,7 @@ class Meter:
         self._told_every = told_every
         self._told = began
         self._terms = 0
+        self._term_seconds = 0.0
         self._busy = 0.0
 
     def hired(self, workers: int) -> None:
@@ -56,10 +57,11 @@ class Meter:
             self._began, self.begun = now, True
 
     def answered(self, terms: int, seconds: float) -> None:
-        """Take note of terms and the time they took."""
+        """Take note of terms and the time they took; time without terms went to what was called off."""
         self._terms += terms
         self._busy += seconds
         if terms:
+            self._term_seconds += seconds
             self.batch_seconds += 0.05 * (seconds / terms - self.batch_seconds)
 
     def due(self, now: float) -> bool:
@@ -75,7 +77,8 @@ class Meter:
         useful_terms = min(master.useful_terms, self._terms)
         capacity = seconds * self.workers
         busy = min(1.0, self._busy / capacity)
-        useful = busy * useful_terms / self._terms if self._terms else 0.0
+        useful = self._term_seconds * useful_terms / self._terms if self._terms else 0.0
+        useful = min(busy, useful / capacity)
         done = len(master.steps)
         return Progress(
             iteration=done,

@@ -3,9 +3,10 @@
 import ctypes
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
-from shadowserve_capacity.errors import TargetFault
+from shadowserve_capacity.errors import CalledOff, TargetFault
 from shadowserve_capacity.prefetch.problem import Target, evaluated
 from shadowserve_capacity.prefetch.wire import Answer, Failure, Order
 
@@ -54,9 +55,12 @@ def _carry_out(target: Target, order: Order, orders: Orders, clock: Callable[[],
     terms: list[float] = []
     first, report, began = order.first, order.report, clock()
     for batch in range(order.first, order.stop):
-        if orders.called_off(order):
+        try:
+            if orders.called_off(order):
+                break
+            terms.append(evaluated(target, order.theta, batch, partial(orders.called_off, order)))
+        except CalledOff:
             break
-        terms.append(evaluated(target, order.theta, batch))
         if len(terms) == report and batch + 1 < order.stop:
             now = clock()
             orders.answer(Answer(order.lane, order.serial, order.node, first, False, now - began, tuple(terms)))

@@ -2,6 +2,7 @@
 
 import fcntl
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,7 +102,12 @@ class NativeCluster:
     def load(self, archives: Mapping[str, Path], nodes: Sequence[str] = ()) -> list[str]:
         """Import images into the containerd of nodes; return those that one did not have. Raises `TestbedError`."""
         found = [self._node(name) for name in nodes] or self.nodes()
-        return sorted({name for name, path in archives.items() for node in found if self._import(node, name, path)})
+
+        def imported(node: Node) -> list[str]:
+            return [name for name, path in archives.items() if self._import(node, name, path)]
+
+        with ThreadPoolExecutor(len(found)) as pool:  # every node has a containerd of its own
+            return sorted({name for names in pool.map(imported, found) for name in names})
 
     def lose(self, node: str) -> None:
         """Cut the node off, then kill all that runs on it. Raises `TestbedError`."""

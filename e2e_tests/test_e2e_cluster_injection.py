@@ -37,7 +37,7 @@ def test_a_cache_becomes_ready_with_its_data_plane_on_the_card(bed: Bed) -> None
     bed.apply(scenario.cache_manifest())
     bed.wait("the cache is ready", lambda: bed.ready(f"pfc/{scenario.CACHE}"))
     assert [plane.node for plane in bed.planes()] == ["card-0"]
-    assert bed.condition(f"pfc/{scenario.CACHE}", "RoundTripVerified") == "True"
+    bed.wait("a chunk came back", lambda: bed.condition(_CACHE, "RoundTripVerified") == "True")  # Ready waits for none
     [binding] = bed.kubectl.items("dpubindings")
     assert (binding["spec"]["hostNode"], binding["spec"]["dpuNode"]) == ("host-0", "card-0")
 

@@ -160,6 +160,10 @@ def speeds(text: ForcedText, report: Report) -> None:
         encode, decode = ([gigabytes / getattr(c, way) for c in taken] for way in ("encode", "decode"))
         report.figure(f"speed, {name}", "encode", encode, "GB/s a core", goal, rival="CacheGen (LMCache)")
         report.figure(f"speed, {name}", "decode to values", decode, "GB/s a core")
+    rivals = [coded.encode for name, taken in samples.items() if name.startswith("CacheGen") for coded in taken]
+    if rivals:
+        ratios = [rivals[0] / coded.encode for coded in samples[Tier.BALANCED.label]]
+        report.figure(f"speed, {Tier.BALANCED.label}", "encode / CacheGen", ratios, "ratio", rival="CacheGen (LMCache)")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -59,7 +59,8 @@ class CodecSpec(Section):
     transform: Annotated[Transform, rule("self in ['Auto', 'None']", _NO_TRANSFORM_YET)] = Transform.AUTO
     """What is spent on making the bytes fewer. `Auto` falls back to `None` while a model has no profile.
 
-    No profile can be made yet: both are the same today, and `Head` and `Layers` are refused.
+    No profile can be made yet, so both are the same today. `Head` and `Layers` are reserved names, refused until they
+    are built: write `Auto` or `None`.
     """
     chunk_tokens: Annotated[int, Field(ge=64, le=4096), immutable("codec.chunkTokens")] = 256
     """Tokens in a chunk, a multiple of the engine's block size. Fixed at creation."""

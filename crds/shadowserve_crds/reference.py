@@ -5,6 +5,7 @@ from typing import Any
 
 from shadowserve_crds.base import Resource
 from shadowserve_crds.names import API_VERSION
+from shadowserve_crds.quantities import DURATION_PATTERN, QUANTITY_PATTERN
 from shadowserve_crds.schema import definition
 
 _INTRODUCTION = f"""<!-- Generated from crds/shadowserve_crds by `make generate`: do not edit. -->
@@ -17,6 +18,8 @@ A change that *rolls the pods* has the pods of InferencePools replaced one after
 that opted in by a label are not the operator's to replace: they keep the older settings until they are made anew, and
 `shadowserve status` and `explain` name them.
 """
+
+_BY_PATTERN = {DURATION_PATTERN: "duration", QUANTITY_PATTERN: "quantity"}
 
 
 def reference_page(kinds: Sequence[type[Resource]]) -> str:
@@ -59,7 +62,7 @@ def _type(field: dict[str, Any]) -> str:
         return f"list of {_type(field['items'])}"
     if "additionalProperties" in field:
         return "map"
-    return str(field.get("type", "any"))
+    return _BY_PATTERN.get(field.get("pattern", "")) or str(field["type"])
 
 
 def _default(field: dict[str, Any], optional: str) -> str:

@@ -10,6 +10,7 @@ from shadowserve_crds.base import InvalidResource, Rule, Section
 from shadowserve_crds.generate import KINDS, drifted
 from shadowserve_crds.inferencepool import InferencePool
 from shadowserve_crds.prefixcache import PrefixCache
+from shadowserve_crds.reference import reference_page
 from shadowserve_crds.schema import NotStructural, definition, structural
 
 _ROOT = Path(__file__).parents[2]
@@ -94,3 +95,10 @@ def test_a_live_object_may_have_fields_of_a_newer_version_a_file_may_not() -> No
     assert PrefixCache.parse(body).spec.codec.tier == "High"
     with pytest.raises(InvalidResource, match=r"spec\.codec\.newer"):
         PrefixCache.parse(body, strict=True)
+
+
+def test_the_reference_says_which_fields_are_quantities_and_durations() -> None:
+    page = reference_page(KINDS)
+    assert "| `spec.placement.landingBuffer` | quantity | `512Mi` |" in page
+    assert "| `spec.limits.lookupDeadline` | duration | `20ms` |" in page
+    assert "| any |" not in page

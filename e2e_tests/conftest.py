@@ -9,6 +9,7 @@ import pytest
 
 from cluster_story import Bed
 from engine_story import Story
+from shadowserve_crds import names
 from shadowserve_crds.generate import KINDS
 from shadowserve_lab.home import REPOSITORY, default_home, say
 from shadowserve_lab.stack import Environments, Stack, StackOptions
@@ -38,7 +39,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.fixture(scope="session")
-def api() -> Iterator[ApiServer]:
+def api_server() -> Iterator[ApiServer]:
     """A real API server that knows our resources."""
     if shutil.which("go") is None:
         pytest.skip("Go is not installed: the API server is built from Go modules")
@@ -54,6 +55,18 @@ def api() -> Iterator[ApiServer]:
         server.kubectl("apply", "--server-side", "-k", str(REPOSITORY / "crds/generated"))
         server.kubectl(*ESTABLISHED, *(f"{kind.plural}.shadowserve.io" for kind in KINDS))
         yield server
+
+
+@pytest.fixture(scope="module")
+def api(api_server: ApiServer) -> Iterator[ApiServer]:
+    """The API server, and nothing on it that an operator made in the stories of another file.
+
+    No garbage collector runs: what a deleted cache owned would be taken for what the next of its name has.
+    """
+    yield api_server
+    mine = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
+    made = "deployment,service,configmap,secret,statefulset,daemonset,pdb"
+    api_server.kubectl("delete", made, "--all-namespaces", "-l", mine)
 
 
 @pytest.fixture(scope="session")

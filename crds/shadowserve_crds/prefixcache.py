@@ -208,7 +208,10 @@ class PrefixCacheCondition(StrEnum):
     Reasons: Succeeded, HostNotFound, AmbiguousHost, SelfPair, NameTooLong, NotNeeded, Error.
     """
     CERTIFICATES_READY = "CertificatesReady"
-    """Every certificate is valid (reasons: Succeeded, Pending, Expired, IssuerNotFound, NotNeeded, Error)."""
+    """Every certificate is valid.
+
+    Reasons: Succeeded, Pending, Expired, IssuerNotFound, IssuerNotReady, NotNeeded, Error.
+    """
     ROUND_TRIP_VERIFIED = "RoundTripVerified"
     """A canary chunk was stored, fetched through every data plane and compared.
 

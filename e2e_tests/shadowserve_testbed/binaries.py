@@ -20,6 +20,7 @@ KUBERNETES = "1.36.3"
 ETCD = "3.6.15"
 CONTAINERD = "2.2.9"
 COREDNS = "1.12.4"
+CERT_MANAGER = "1.21.2"
 _STAGED = re.compile(r"^\s*(k8s\.io/[a-z-]+) => \./staging", re.MULTILINE)
 _TELL_SECONDS = 20.0
 _DOWNLOAD_SECONDS = 600.0
@@ -35,7 +36,10 @@ class ModulesUnreachable(BuildError):
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One command of a Go module; `minutes` is about what it takes on two cores with nothing cached."""
+    """One command of a Go module; `minutes` is about what it takes on two cores with nothing cached.
+
+    `program`, if any, is the source of the command: its package is ours then, and the module only what it is made of.
+    """
 
     name: str
     package: str
@@ -43,11 +47,13 @@ class Tool:
     version: str
     minutes: float
     tags: str = ""
+    program: str = ""
 
     @property
     def artifact(self) -> Artifact:
         """Where it is kept."""
-        return Artifact(self.name, (self.package, self.module, self.version, self.tags, "stripped, without cgo"))
+        ingredients = (self.package, self.module, self.version, self.tags, "stripped, without cgo")
+        return Artifact(self.name, (*ingredients, self.program) if self.program else ingredients)
 
 
 def _kubernetes(name: str, minutes: float) -> Tool:
@@ -72,6 +78,15 @@ CTR = _containerd("ctr", 0.2)
 KUBEADM = _kubernetes("kubeadm", 1.5)
 KIND = Tool("kind", "sigs.k8s.io/kind", "sigs.k8s.io/kind", "0.33.0", 1)
 DNS_SERVER = Tool("coredns", "github.com/coredns/coredns", "github.com/coredns/coredns", COREDNS, 2)
+CERTIFICATE_MANAGER = Tool(
+    "cert-manager",
+    ".",
+    "github.com/cert-manager/cert-manager",
+    CERT_MANAGER,
+    3,
+    program=Path(__file__).with_name("cert_manager.go").read_text(),
+)
+"""Its own command is a module that proxies do not serve: the program starts the controllers of the main one."""
 
 CONTROL_PLANE = (ETCD_SERVER, API_SERVER, KUBECTL)
 """What an API server alone needs."""
@@ -120,6 +135,8 @@ class Binaries:
         source = folder / "source"
         source.mkdir()
         (source / "go.mod").write_text(_go_mod(go, tool))
+        if tool.program:
+            (source / "main.go").write_text(tool.program)
         try:
             self._run([go, "mod", "tidy"], source, f"{tool.name}: looking its modules up")
         except BuildError as error:
@@ -147,7 +164,8 @@ class Binaries:
 
 
 def _go_mod(go: str, tool: Tool) -> str:
-    lines = [f"module testbed/{tool.name}", "", "go 1.26.0", "", f"tool {tool.package}", ""]
+    lines = [f"module testbed/{tool.name}", "", "go 1.26.0", ""]
+    lines += [] if tool.program else [f"tool {tool.package}", ""]
     lines += [f"require {tool.module} v{tool.version}", ""]
     if tool.module == "k8s.io/kubernetes":
         published = "v0." + tool.version.removeprefix("1.")
@@ -156,14 +174,23 @@ def _go_mod(go: str, tool: Tool) -> str:
 
 
 def _staged_modules(go: str, tool: Tool) -> list[str]:
+    return _STAGED.findall(_downloaded(go, tool, "GoMod").read_text())
+
+
+def module_folder(tool: Tool) -> Path:
+    """Return where Go keeps the files of a tool's module. Raises `ModulesUnreachable`."""
+    return _downloaded("go", tool, "Dir")
+
+
+def _downloaded(go: str, tool: Tool, what: str) -> Path:
     wanted = f"{tool.module}@v{tool.version}"
     download = [go, "mod", "download", "-json", wanted]
     alone = {**os.environ, "GOWORK": "off"}
     done = subprocess.run(download, capture_output=True, text=True, check=False, timeout=_DOWNLOAD_SECONDS, env=alone)
-    found = re.search(r'"GoMod": "([^"]+)"', done.stdout)
+    found = re.search(rf'"{what}": "([^"]+)"', done.stdout)
     if done.returncode or found is None:
         raise ModulesUnreachable(f"cannot download {wanted}: {done.stdout or done.stderr}")
-    return _STAGED.findall(Path(found[1]).read_text())
+    return Path(found[1])
 
 
 def _link_flags(tool: Tool) -> str:

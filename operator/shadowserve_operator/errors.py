@@ -35,3 +35,7 @@ class ImpossibleCall(OperatorError):
 
 class LeadershipLost(OperatorError):
     """Another operator may act now: this one has to end at once."""
+
+
+class Unfinished(OperatorError):
+    """What was begun has to be looked at once more a little later: others may not have noticed yet."""

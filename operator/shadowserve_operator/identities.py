@@ -48,7 +48,7 @@ class Identities:
     def requests(self, cache: PrefixCache, issued: Issued) -> list[Json]:
         """Return what cert-manager is asked for, and that what it made goes with the cache."""
         asked = [certificate_manifest(cache, each) for each in self.wanted]
-        return [*asked, *(adopted(cache, each.secret) for each in self.wanted if each.secret in issued.secrets)]
+        return [*asked, *(adopted(cache, issued.certificates[name]) for name in sorted(issued.adoptable))]
 
     def manifests(self, cache: PrefixCache, now: datetime) -> list[Json]:
         """Return the Secrets as they should be; what is due is issued. The authority's key is mounted by nobody."""

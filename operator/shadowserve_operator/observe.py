@@ -11,7 +11,7 @@ from shadowserve_crds.dpubinding import DPUBinding
 from shadowserve_crds.prefixcache import PrefixCache
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.desired.assignment import DataPlane, EnginePod
-from shadowserve_operator.desired.certificates import wanted_certificates
+from shadowserve_operator.desired.certificates import CERTIFICATES, wanted_certificates
 from shadowserve_operator.desired.config import DATA_PLANE, STORE
 from shadowserve_operator.desired.issued import Issued
 from shadowserve_operator.desired.pairing import Node
@@ -84,9 +84,8 @@ async def observe(cluster: Cluster, cache: PrefixCache, namespaces: Sequence[str
     mine = {names.CACHE_LABEL: cache.name, names.MANAGED_BY_LABEL: names.MANAGED_BY}
     children: dict[Ref, Json] = {}
     for kind in CHILD_KINDS:
-        children |= {
-            ref_of(body): body for body in await cluster.list(kind, cache.namespace, mine) if _owned(body, cache)
-        }
+        found = await cluster.list(kind, cache.namespace, mine)
+        children |= {ref_of(body): body for body in found if _owned(body, cache) or is_unowned(body)}
     children |= {ref_of(body): body for body in await _requests(cluster, cache, mine)}
     nodes = tuple(read_node(body) for body in await cluster.list(NODE))
     binding_bodies = await cluster.list(DPU_BINDING)
@@ -114,6 +113,13 @@ async def with_namesakes(cluster: Cluster, known: Mapping[Ref, Json], wanted: Se
         if ref not in found and (body := await cluster.get(ref)) is not None:
             found[ref] = body
     return found
+
+
+def is_unowned(body: Json) -> bool:
+    """Whether it is a Secret with our labels that cert-manager made, and that nobody has adopted yet."""
+    metadata = body["metadata"]
+    certificates = (metadata.get("labels") or {}).get(names.COMPONENT_LABEL) == CERTIFICATES
+    return certificates and body["kind"] == SECRET.name and not metadata.get("ownerReferences")
 
 
 def _owned(body: Json, cache: PrefixCache) -> bool:
@@ -211,4 +217,4 @@ async def _issued(cluster: Cluster, cache: PrefixCache) -> Issued | None:
         for each in wanted:
             if (body := await cluster.get(Ref(kind, cache.namespace, each.secret))) is not None:
                 bodies[each.secret] = body
-    return Issued(await cluster.get(named) is not None, found[SECRET], found[CERTIFICATE])
+    return Issued(await cluster.get(named), found[SECRET], found[CERTIFICATE])

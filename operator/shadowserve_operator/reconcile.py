@@ -27,11 +27,12 @@ from shadowserve_operator.desired.round_trip import Plane, change_of, host_plane
 from shadowserve_operator.desired.secrets import SecretValues, secret_manifests
 from shadowserve_operator.desired.store import store_objects
 from shadowserve_operator.desired.store_grace import grace_left
+from shadowserve_operator.errors import Unfinished
 from shadowserve_operator.external import External
 from shadowserve_operator.identities import Identities
-from shadowserve_operator.kinds import CONFIG_MAP, DAEMON_SET, POD, PREFIX_CACHE, SECRET, Json, Ref, ref_of
+from shadowserve_operator.kinds import CERTIFICATE, CONFIG_MAP, DAEMON_SET, POD, PREFIX_CACHE, SECRET, Json, Ref, ref_of
 from shadowserve_operator.network import Network, PodNetwork
-from shadowserve_operator.observe import Snapshot, observe, with_namesakes
+from shadowserve_operator.observe import Snapshot, is_unowned, observe, with_namesakes
 from shadowserve_operator.pki import fresh_values
 from shadowserve_operator.plan import Plan, plan_changes
 from shadowserve_operator.settings import OperatorSettings
@@ -142,7 +143,8 @@ async def reconcile_prefixcache(
 async def forget_prefixcache(cluster: Cluster, namespace: str, name: str, settings: OperatorSettings) -> int:
     """Remove what garbage collection cannot reach: annotations of running pods, and bindings that nobody needs now.
 
-    Returns how many objects were written. Safe to run again after it was interrupted.
+    Returns how many objects were written. Safe to run again after it was interrupted. Raises `Unfinished` if
+    cert-manager may be issuing for the cache still.
     """
     body = await cluster.get(Ref(PREFIX_CACHE, namespace, name))
     if body is None:
@@ -157,7 +159,22 @@ async def forget_prefixcache(cluster: Cluster, namespace: str, name: str, settin
     pairings = pairings_of(snapshot)
     plan = plan_changes(binding_manifests(pairings.values(), snapshot.bindings), snapshot.binding_bodies)
     written += await forget_bindings(cluster, snapshot, pairings)
-    return written + (await apply(cluster, plan)).writes
+    written += (await apply(cluster, plan)).writes
+    return written + await _forget_issued(cluster, snapshot)
+
+
+async def _forget_issued(cluster: Cluster, snapshot: Snapshot) -> int:
+    """Remove what cert-manager was asked for, and then what it made and nobody adopted; returns the writes.
+
+    It may be making a Secret right now that would stay: so this is done until nothing asks. Raises `Unfinished`.
+    """
+    asked = [body for ref, body in snapshot.children.items() if ref.kind == CERTIFICATE]
+    made = [body for body in snapshot.children.values() if is_unowned(body)]
+    for body in (*asked, *made):
+        await cluster.delete(ref_of(body), body["metadata"]["uid"])
+    if asked:
+        raise Unfinished(f"cert-manager was asked for {len(asked)} certificates, and may have one to hand over")
+    return len(made)
 
 
 def desired_objects(
@@ -245,8 +262,9 @@ def _whom_to_ask(snapshot: Snapshot, assignments: Iterable[Assignment], order: S
 
 
 def _change(cache: PrefixCache, snapshot: Snapshot, layout: str) -> str:
-    secrets = [body for ref, body in snapshot.children.items() if ref.kind == SECRET]
-    return change_of(cache, snapshot.store_pods, secrets, layout)
+    secrets = {ref.name: body for ref, body in snapshot.children.items() if ref.kind == SECRET}
+    secrets |= snapshot.issued.secrets if snapshot.issued else {}
+    return change_of(cache, snapshot.store_pods, list(secrets.values()), layout)
 
 
 async def _tell_pods(cluster: Cluster, namespace: str, assignments: tuple[Assignment, ...]) -> int:

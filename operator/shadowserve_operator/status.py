@@ -219,7 +219,7 @@ def _certificates_ready(cache: PrefixCache, facts: Facts) -> Condition:
     security = cache.spec.security
     if security.transport is not Transport.MUTUAL_TLS:
         return condition(kind, True, Reason.NOT_NEEDED, "spec.security.transport is Plaintext")
-    if facts.issued is not None and not facts.issued.issuer_exists:
+    if facts.issued is not None and facts.issued.issuer is None:
         return issued_condition(cache, facts.issued, facts.certificates)
     if stuck := _obstacles(facts, "Secret", "Certificate"):
         return condition(kind, False, Reason.ERROR, stuck)

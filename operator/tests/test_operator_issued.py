@@ -5,12 +5,15 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from cache_on_a_cluster import CACHE, NOW, a_cluster, become_ready, cache, conditions, message, until_quiet
-from fakes import FakeCluster
+import pytest
+from cache_on_a_cluster import CACHE, NOW, SETTINGS, a_cluster, become_ready, cache, conditions, message, until_quiet
+from fakes import FakeCluster, FakeNetwork
 
 from shadowserve_operator import pki
 from shadowserve_operator.desired.certificates import Wanted, secret_data
+from shadowserve_operator.errors import Unfinished
 from shadowserve_operator.kinds import CERTIFICATE, DAEMON_SET, ISSUER, SECRET, Json, Ref
+from shadowserve_operator.reconcile import forget_prefixcache
 
 COMPONENTS = ("store", "data-plane", "sidecar")
 
@@ -48,6 +51,59 @@ async def test_a_missing_issuer_is_named_and_heals() -> None:
     await until_quiet(cluster)
     assert conditions(cluster)["CertificatesReady"] == ("False", "Pending")
     assert "Issuer ours has not issued kv-data-plane-issued yet" in message(cluster, "CertificatesReady")
+
+
+async def test_an_issuer_that_is_not_ready_says_why_itself() -> None:
+    cluster = with_issuer()
+    said = {"type": "Ready", "status": "False", "message": 'secret "root" not found'}
+    cluster.put({**issuer(), "status": {"conditions": [said]}})
+    await until_quiet(cluster)
+    assert conditions(cluster)["CertificatesReady"] == ("False", "IssuerNotReady")
+    assert message(cluster, "CertificatesReady") == 'Issuer ours is not ready: secret "root" not found'
+    cluster.put(issuer())
+    await until_quiet(cluster)
+    assert conditions(cluster)["CertificatesReady"] == ("False", "Pending")
+
+
+async def test_an_issuer_whose_certificates_do_not_trust_each_other_is_told() -> None:
+    cluster = with_issuer()
+    cluster.put(issuer())
+    await until_quiet(cluster)
+    for component in COMPONENTS:
+        issue(cluster, component)
+    await until_quiet(cluster)
+    assert conditions(cluster)["CertificatesReady"] == ("False", "Error")
+    assert "is selfSigned, use one of type ca" in message(cluster, "CertificatesReady")
+    issue(cluster, *COMPONENTS)
+    await until_quiet(cluster)
+    assert conditions(cluster)["CertificatesReady"] == ("True", "Succeeded")
+
+
+async def test_a_renewed_certificate_is_tried_out_at_once() -> None:
+    cluster, network = with_issuer(), FakeNetwork()
+    cluster.put(issuer())
+    await until_quiet(cluster)
+    issue(cluster, *COMPONENTS)
+    await until_quiet(cluster, network=network)
+    before = network.changes[-1]
+    issue(cluster, *COMPONENTS)
+    await until_quiet(cluster, network=network)
+    assert network.changes[-1] != before
+
+
+async def test_what_cert_manager_made_goes_after_what_asked_for_it() -> None:
+    """Else it would be made anew in between, for nobody."""
+    cluster = with_issuer()
+    cluster.put(issuer())
+    await until_quiet(cluster)
+    issue(cluster, *COMPONENTS)
+    await until_quiet(cluster)
+    for component in COMPONENTS:
+        name = f"kv-{component}-issued"
+        asked = cluster.objects[Ref(CERTIFICATE, "default", name)]["metadata"]
+        [owner] = cluster.objects[Ref(SECRET, "default", name)]["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["uid"]) == ("Certificate", asked["uid"])
+        assert [each["kind"] for each in asked["ownerReferences"]] == ["PrefixCache"]
 
 
 async def test_certificates_are_asked_for_and_used_as_they_come() -> None:
@@ -117,3 +173,27 @@ async def test_switching_back_leaves_nothing_of_cert_manager() -> None:
     left = [ref.name for ref in cluster.objects if ref.name.endswith("-issued")]
     assert left == []
     assert conditions(cluster)["CertificatesReady"] == ("True", "Succeeded")
+
+
+async def test_switching_back_removes_what_nobody_had_adopted_yet() -> None:
+    cluster = with_issuer()
+    cluster.put(issuer())
+    await until_quiet(cluster)
+    issue(cluster, "store")
+    cluster.put(cache())
+    await until_quiet(cluster)
+    assert [ref.name for ref in cluster.objects if ref.name.endswith("-issued")] == []
+
+
+async def test_a_cache_that_is_deleted_while_cert_manager_issues_leaves_nothing() -> None:
+    cluster = with_issuer()
+    cluster.put(issuer())
+    await until_quiet(cluster)
+    issue(cluster, "store")
+    secret = cluster.objects[Ref(SECRET, "default", "kv-store-issued")]
+    with pytest.raises(Unfinished, match="asked for 3 certificates"):
+        await forget_prefixcache(cluster, "default", "kv", SETTINGS)
+    cluster.put(secret)  # as one who has not noticed yet
+    await forget_prefixcache(cluster, "default", "kv", SETTINGS)
+    cluster.remove(CACHE)
+    assert [ref.name for ref in cluster.objects if ref.name.endswith("-issued")] == []

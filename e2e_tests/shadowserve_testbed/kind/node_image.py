@@ -4,9 +4,7 @@ It follows kind's own Dockerfile (`images/base` of its module, whose files are r
 machines without a registry, without CAP_SYS_RESOURCE and with control groups of version 1.
 """
 
-import json
 import shutil
-import subprocess
 from pathlib import Path
 
 from shadowserve_lab.home import Artifact, Home
@@ -20,8 +18,8 @@ from shadowserve_testbed.binaries import (
     KUBECTL,
     KUBELET,
     Binaries,
+    module_folder,
 )
-from shadowserve_testbed.errors import TestbedError
 from shadowserve_testbed.images.architecture import native
 from shadowserve_testbed.images.catalogue import Images
 from shadowserve_testbed.images.commands import run
@@ -63,7 +61,7 @@ class NodeImage:
         self._binaries, self._images = Binaries(home), Images(home)
 
     def archive(self) -> Path:
-        """Return the image's archive, making it first if need be. Raises `TestbedError`, `ImageError`, `BuildError`."""
+        """Return the image's archive, making it first if need be. Raises `ImageError`, `BuildError`."""
         tools = (*CLUSTER, KIND, KUBEADM)
         for tool in tools:
             self._binaries.path(tool)
@@ -94,7 +92,7 @@ class NodeImage:
 
     def _add_files(self, tree: Path) -> None:
         """Copy kind's own files, and change what this machine cannot do."""
-        files = _module_folder() / "images/base/files"
+        files = module_folder(KIND) / "images/base/files"
         for name in ("usr/local/bin", "kind", "etc"):
             run(["cp", "-r", "--no-preserve=mode", str(files / name), str((tree / name).parent)])
         for script in (*(tree / "usr/local/bin").iterdir(), *(tree / "kind/bin").iterdir()):
@@ -117,14 +115,3 @@ class NodeImage:
         for name in ("etc/cni/net.d", "etc/kubernetes/manifests"):
             (tree / name).mkdir(parents=True, exist_ok=True)
         (tree / "kind/version").write_text(f"v{KUBELET.version}")
-
-
-def _module_folder() -> Path:
-    """Return where Go keeps kind's module. Raises `TestbedError`."""
-    wanted = f"{KIND.module}@v{KIND.version}"
-    done = subprocess.run(
-        ["go", "mod", "download", "-json", wanted], capture_output=True, text=True, check=False, timeout=300.0
-    )
-    if done.returncode:
-        raise TestbedError(f"cannot download {wanted}: {done.stdout or done.stderr}")
-    return Path(json.loads(done.stdout)["Dir"])

@@ -24,6 +24,8 @@ from shadowserve_operator.desired.config import (
 from shadowserve_operator.desired.labels import labels_of, rendered
 from shadowserve_operator.kinds import Json
 
+CERTIFICATES = "certificates"
+"""The component that their Secrets belong to."""
 AUTHORITY_LIFE = timedelta(days=3650)
 CERTIFICATE_LIFE = timedelta(days=90)
 _RENEW_AT = 1 / 3
@@ -107,7 +109,7 @@ def tls_secret(
         "apiVersion": "v1",
         "kind": "Secret",
         "type": "kubernetes.io/tls",
-        "metadata": {"name": name, "labels": labels_of(cache.name, "certificates")},
+        "metadata": {"name": name, "labels": labels_of(cache.name, CERTIFICATES)},
         "data": {**secret_data(content), **more},
     }
     return rendered(cache, body)

@@ -8,7 +8,7 @@ from typing import Any
 import kopf
 
 from shadowserve_crds import names
-from shadowserve_operator.errors import ApiUnavailable, Conflict, OperatorError
+from shadowserve_operator.errors import ApiUnavailable, Conflict, OperatorError, Unfinished
 from shadowserve_operator.gathering import Gathered
 from shadowserve_operator.handlers.keeping import register_kind
 from shadowserve_operator.kinds import PREFIX_CACHE, Json
@@ -47,7 +47,7 @@ def _register_own(registry: kopf.OperatorRegistry, runtime: Runtime) -> None:
     async def forget(namespace: str | None, name: str, **_: Any) -> None:
         try:
             await forget_prefixcache(runtime.cluster, namespace or "", name, runtime.settings)
-        except (ApiUnavailable, Conflict) as error:
+        except (ApiUnavailable, Conflict, Unfinished) as error:
             raise kopf.TemporaryError(str(error), delay=2.0) from error
         runtime.pokes.poke(_KIND)
 

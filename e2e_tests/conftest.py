@@ -59,14 +59,14 @@ def api_server() -> Iterator[ApiServer]:
 
 @pytest.fixture(scope="module")
 def api(api_server: ApiServer) -> Iterator[ApiServer]:
-    """The API server, and nothing on it that an operator made in the stories of another file.
+    """The API server, and in its default namespace nothing that an operator made in the stories of another file.
 
     No garbage collector runs: what a deleted cache owned would be taken for what the next of its name has.
     """
     yield api_server
     mine = f"{names.MANAGED_BY_LABEL}={names.MANAGED_BY}"
     made = "deployment,service,configmap,secret,statefulset,daemonset,pdb"
-    api_server.kubectl("delete", made, "--all-namespaces", "-l", mine)
+    api_server.kubectl("delete", made, "-l", mine)
 
 
 @pytest.fixture(scope="session")

@@ -53,12 +53,13 @@ def work(target: Target, orders: Orders, clock: Callable[[], float] = time.perf_
 
 def _carry_out(target: Target, order: Order, orders: Orders, clock: Callable[[], float]) -> None:
     terms: list[float] = []
+    called_off = partial(orders.called_off, order)
     first, report, began = order.first, order.report, clock()
     for batch in range(order.first, order.stop):
+        if called_off():
+            break
         try:
-            if orders.called_off(order):
-                break
-            terms.append(evaluated(target, order.theta, batch, partial(orders.called_off, order)))
+            terms.append(evaluated(target, order.theta, batch, called_off))
         except CalledOff:
             break
         if len(terms) == report and batch + 1 < order.stop:

@@ -2,6 +2,9 @@
 
 `value = f32(mean) + step * code`, rounded once to the dtype. Steps have at most 16 significant bits, so that
 `step * code` is exact in float32 and a fused multiply-add gives the same bits as a multiply and an add.
+
+Every processor makes the same codes of the same values, although no two sum floats in the same order: what is summed is
+rounded so coarsely that the order does not show, and where it could, the sum is taken again in an order of its own.
 """
 
 import math
@@ -16,7 +19,11 @@ from shadowserve_dataplane.codec.tiers import Tier
 Bits = NDArray[np.unsignedinteger]
 """Values of a dtype as their bits: uint16, or uint32 for float32."""
 MAX_CODE = 127
-_STEP_MASK = np.uint32(0xFFFFFF00)
+_STEP_BITS = 16
+_COARSE_STEP_BITS = 8
+"""Significant bits of a step that follows from sigma: so few that the order of a sum hardly ever changes it."""
+_ORDER_ERROR = 2.0**-14
+"""How far a sigma may be off by the order of its sum: no processor adds more than 2048 float32 squares one by one."""
 _UPPER_HALF = np.uint32(0xFFFF0000)
 _LOWEST_STEP = np.float32(2.0**-100)
 _REACH = MAX_CODE + 0.49
@@ -74,10 +81,17 @@ def narrow(values: NDArray[np.float32], dtype: KvDtype) -> Bits:
     return (rounded >> np.uint32(16)).astype(np.uint16)
 
 
-def step_up(steps: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return the smallest float32 with 16 significant bits that are not below `steps`; never 0."""
+def step_up(steps: NDArray[np.float64], significant_bits: int = _STEP_BITS) -> NDArray[np.float32]:
+    """Return the smallest float32 with so many significant bits that are not below `steps`; never 0."""
+    rest = np.uint32((1 << (24 - significant_bits)) - 1)
     bits = np.maximum(steps.astype(np.float32), _LOWEST_STEP).view(np.uint32)
-    return np.where(bits & ~_STEP_MASK, (bits & _STEP_MASK) + np.uint32(0x100), bits).astype(np.uint32).view(np.float32)
+    return ((bits + rest) & ~rest).view(np.float32)
+
+
+def sigma_in_any_order(x: NDArray[np.float32], values: int) -> float:
+    """Return the sigma of centred `x` `[tokens][channels]`, of which `values` count; the same on every processor."""
+    of_channels = np.add.reduce(np.square(x, dtype=np.float64), axis=0)
+    return math.sqrt(math.fsum(of_channels) / values)
 
 
 def as_bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -134,7 +148,7 @@ class ChunkQuantizer:
 
     def _quantized(self, first: int, group: Bits) -> bool:
         """Quantise some planes; False: codes do not reach some token, so they have to be done one by one."""
-        steps = step_up(self._sigmas * self._centre(first, group))
+        steps = self._centre(first, group)
         furthest = self._no_further_than(first, group)
         if (furthest > _REACH * steps).any():
             furthest = self._furthest(len(group))
@@ -150,7 +164,7 @@ class ChunkQuantizer:
         instead, so that codes reach all of them.
         """
         while not self._quantized(number, plane):
-            steps = step_up(self._sigmas * self._centre(number, plane))
+            steps = self._centre(number, plane)
             far = np.abs(self._x[0]).max(axis=1) > _REACH * float(steps[0])
             tokens = np.flatnonzero(far).tolist()
             if len(self.exact) + len(tokens) > MAX_EXACT_ROWS:
@@ -190,8 +204,8 @@ class ChunkQuantizer:
         np.add(x, _TO_INTEGER, out=x)
         np.copyto(self.codes[first:end], x.view(np.int32), casting="unsafe")
 
-    def _centre(self, first: int, group: Bits) -> NDArray[np.float64]:
-        """Leave the planes' values less their means in scratch, exact tokens zero; return every plane's sigma."""
+    def _centre(self, first: int, group: Bits) -> NDArray[np.float32]:
+        """Leave the planes' values less their means in scratch, exact tokens zero; return the step of every plane."""
         planes, exact, shape = len(group), self.exact, self._shape
         x, offsets = self._x[:planes], self._offsets[:planes]
         folded = x.reshape(planes, shape.tokens // self._fold, self._fold * shape.channels)
@@ -214,8 +228,16 @@ class ChunkQuantizer:
         if not np.isfinite(squares).all():
             raise self._unfit(first + int(np.flatnonzero(~np.isfinite(squares))[0]))
         self.means[first : first + planes] = words >> np.uint32(16)
-        sigmas: NDArray[np.float64] = np.sqrt(squares / (rows * shape.channels))
-        return sigmas
+        return self._steps(np.sqrt(squares / (rows * shape.channels)), rows * shape.channels)
+
+    def _steps(self, sigmas: NDArray[np.float64], values: int) -> NDArray[np.float32]:
+        """Return the steps of centred planes; `sigmas` are right but for the order in which squares were summed."""
+        steps = step_up(self._sigmas * sigmas * (1 - _ORDER_ERROR), _COARSE_STEP_BITS)
+        or_else = step_up(self._sigmas * sigmas * (1 + _ORDER_ERROR), _COARSE_STEP_BITS)
+        for plane in np.flatnonzero(steps != or_else):
+            sigma = sigma_in_any_order(self._x[plane], values)
+            steps[plane] = step_up(np.array(self._sigmas * sigma), _COARSE_STEP_BITS)
+        return steps
 
     def _coarsen(self, x: NDArray[np.float32], means: NDArray[np.float32]) -> None:
         """Round means to a power of two of at most `_MEAN_GRAIN` sigmas, sigma by some tokens: they compress better."""
@@ -225,7 +247,8 @@ class ChunkQuantizer:
             tokens = range(stride - 1, self._shape.tokens, stride)
             sampled = sampled[:, [place for place, token in enumerate(tokens) if token not in self.exact]]
         sample = sampled - means[:, None]
-        squares = np.vecdot(sample, sample).sum(axis=1).astype(np.float64)
+        np.square(sample, out=sample)
+        squares = np.add.reduce(sample, axis=1).astype(np.float64).sum(axis=1)  # a vecdot differs between processors
         known = (squares > 0) & np.isfinite(squares)
         _, exponents = np.frexp(_MEAN_GRAIN * np.sqrt(squares / sample[0].size))
         grains = np.ldexp(1.0, exponents - 1)[:, None]

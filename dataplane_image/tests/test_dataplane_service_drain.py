@@ -2,9 +2,11 @@
 
 import asyncio
 import inspect
+import json
 import re
 import signal
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +30,23 @@ from shadowserve_dataplane.service.__main__ import serve
 SHAPE = KvShape(layers=1, kv_heads=1, head_dim=16, tokens=16)
 NAME = "shadowserve.dataplane.v1.DataPlane"
 SECONDS = 60.0
+_TOLD_TO_END_WHILE_IT_IMPORTS = """
+import os, signal, sys
+from importlib.machinery import PathFinder
+
+_, fatal, program, *arguments = sys.argv
+
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name == fatal:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().find_spec(name, path, target)
+
+sys.meta_path.insert(0, Finder)
+sys.argv = [program, *arguments]
+__import__(program, fromlist=["main"]).main()
+"""
 
 
 @pytest.fixture
@@ -135,3 +154,22 @@ class Helping(DataPlaneProcess):
 
     def command(self) -> list[str]:
         return ["shadowserve_dataplane.service", "serve", "--help"]
+
+
+@pytest.mark.parametrize(
+    ("imported", "arguments"),
+    [
+        ("shadowserve_dataplane.service.process", ["service.__main__", "serve", "--store", "redis://127.0.0.1:1"]),
+        ("shadowserve_dataplane.sidecar.app", ["sidecar.__main__", "--config"]),
+    ],
+)
+def test_a_process_that_is_told_to_end_while_it_starts_ends_at_once(
+    tmp_path: Path, imported: str, arguments: list[str]
+) -> None:
+    """Not after a pod's grace period: a container's first process gets no signal that it does not handle."""
+    if arguments[-1] == "--config":
+        (tmp_path / "config.json").write_text(json.dumps({"store": {"endpoints": ["127.0.0.1:1"]}}))
+        arguments = [*arguments, str(tmp_path / "config.json")]
+    command = [sys.executable, "-c", _TOLD_TO_END_WHILE_IT_IMPORTS, imported, f"shadowserve_dataplane.{arguments[0]}"]
+    done = subprocess.run([*command, *arguments[1:]], capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

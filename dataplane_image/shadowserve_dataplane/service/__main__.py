@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from shadowserve_dataplane import __version__
+from shadowserve_dataplane.ending import end_at_once_while_starting
 from shadowserve_dataplane.errors import SettingsError
 from shadowserve_dataplane.service.settings import DEFAULT_MAX_CHUNK_BYTES, DataPlaneSettings, tls_files
 from shadowserve_dataplane.store.settings import StoreSettings
@@ -94,6 +95,7 @@ def serve(  # noqa: PLR0913 - one parameter an option is how typer reads a comma
 
 def main() -> None:
     """Run the command line."""
+    end_at_once_while_starting()
     application()
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import secrets
-import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -18,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from shadowserve_dataplane import __version__
 from shadowserve_dataplane.deadline import Deadline
+from shadowserve_dataplane.ending import stop_event
 from shadowserve_dataplane.errors import SettingsError
 from shadowserve_dataplane.fetch.canary import Canary, CanaryLanding
 from shadowserve_dataplane.fetch.generated.dataplane_pb2_grpc import add_DataPlaneServicer_to_server
@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 async def serve(settings: DataPlaneSettings, say: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Raises `SettingsError` when a port cannot be had."""
-    stop = _stop_signal()
+    stop = stop_event()
     registry = CollectorRegistry()
     metrics = DataPlaneMetrics(registry)
     with (
@@ -133,14 +133,6 @@ def _told(settings: DataPlaneSettings, registry: CollectorRegistry, after: Calla
         except OSError as error:
             raise SettingsError(f"--metrics-port: cannot listen on port {settings.metrics_port}: {error}") from error
         yield port
-
-
-def _stop_signal() -> asyncio.Event:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    return stop
 
 
 def _write_whole(path: Path, text: str) -> None:

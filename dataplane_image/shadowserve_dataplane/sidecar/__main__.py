@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from shadowserve_dataplane.ending import end_at_once_while_starting, stop_event
 from shadowserve_dataplane.errors import SettingsError
 from shadowserve_dataplane.sidecar.settings import Config, Paths, default_paths, read_config, scoped
 
@@ -58,15 +58,12 @@ def sidecar(  # noqa: PLR0913 - one parameter an option is how typer reads a com
 async def _run(config: Config, paths: Paths) -> None:
     from shadowserve_dataplane.sidecar.app import serve  # after --help: it imports the whole pipeline
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await serve(config, paths, stop, lambda line: typer.echo(line))
+    await serve(config, paths, stop_event(), lambda line: typer.echo(line))
 
 
 def main() -> None:
     """Run the command line."""
+    end_at_once_while_starting()
     application()
 
 

@@ -123,9 +123,8 @@ def exact_stack(environments: Environments) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def story(exact_stack: Stack) -> Iterator[Story]:
-    """A prompt that no other test uses, and the stack, put back in order before and after."""
+def story(exact_stack: Stack) -> Story:
+    """A prompt that no other test uses, and the stack, put back in order whatever an earlier test did to it."""
     story = Story(exact_stack, next(_PROMPT_NUMBERS))
     story.restore()
-    yield story
-    story.restore()
+    return story

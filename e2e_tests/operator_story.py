@@ -29,9 +29,11 @@ def own_environment(kubeconfig: Path, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def operator_running(api: ApiServer, log: Path, namespace: str = "default") -> Iterator[subprocess.Popen[bytes]]:
-    """Run the operator's process as administrator; its Lease is in `namespace`."""
-    own = {"SHADOWSERVE_METRICS_PORT": str(free_port()), "SHADOWSERVE_NAMESPACE": namespace}
+def operator_running(
+    api: ApiServer, log: Path, namespace: str = "default", metrics_port: int = 0
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the operator's process as administrator; its Lease is in `namespace`. Its metrics: on any port if it is 0."""
+    own = {"SHADOWSERVE_METRICS_PORT": str(metrics_port or free_port()), "SHADOWSERVE_NAMESPACE": namespace}
     with log.open("ab") as output:
         command = [sys.executable, "-m", "shadowserve_operator"]
         environment = own_environment(api.kubeconfig, **own)

@@ -6,12 +6,15 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from operator_story import cache, condition, create, get, node, operator_running, patch_status, pool, wait
+from operator_story import DEADLINE, cache, condition, create, get, node, operator_running, patch_status, pool, wait
 from shadowserve_crds import names
 from shadowserve_lab.home import REPOSITORY
+from shadowserve_lab.processes import free_port
 from shadowserve_operator.cluster import ApiCluster, Cluster
 from shadowserve_testbed.api_server import ApiServer
 
@@ -112,13 +115,23 @@ def test_of_two_operators_one_acts_and_the_other_takes_over(api: ApiServer, tmp_
         lease = get(api, "lease", "shadowserve-operator") or {"spec": {}}
         return str(lease["spec"].get("holderIdentity", ""))
 
+    def leads(port: int) -> float:
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE) as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+        (sample,) = [each for one in families for each in one.samples if each.name == "shadowserve_operator_leader"]
+        return float(sample.value)
+
     first, second = tmp_path / "first.log", tmp_path / "second.log"
-    with operator_running(api, first) as one:
+    ports = free_port(), free_port()
+    with operator_running(api, first, metrics_port=ports[0]) as one:
         wait(first, "first leads", lambda: holder().endswith(f"-{one.pid}"))
-        with operator_running(api, second) as other:
+        wait(first, "first tells so", lambda: leads(ports[0]) == 1)
+        with operator_running(api, second, metrics_port=ports[1]) as other:
             wait(second, "second waits", lambda: "holds it" in second.read_text())
+            assert [leads(port) for port in ports] == [1, 0]
             one.kill()
             wait(second, "second leads", lambda: holder().endswith(f"-{other.pid}"), 60.0)
+            wait(second, "second tells so", lambda: leads(ports[1]) == 1)
             create(api, cache("late", placement={"order": ["Host"]}))
             wait(second, "second acts", lambda: get(api, "statefulset", "late-store") is not None, 60.0)
             api.kubectl("delete", "pfc", "late", "--timeout=90s")

@@ -60,7 +60,11 @@ async def run(settings: OperatorSettings, namespace: str, identity: str, stop: a
                 stop_flag=stop,
             )
             holding = leader.hold(cluster, namespace, identity, utc_now)
-            await _together(work, holding, keep_identity(cluster, namespace, utc_now))
+            metrics.leads(True)
+            try:
+                await _together(work, holding, keep_identity(cluster, namespace, utc_now))
+            finally:
+                metrics.leads(False)
             await leader.release(cluster, namespace, identity, utc_now)
     finally:
         server.shutdown()

@@ -36,8 +36,17 @@ class OperatorMetrics:
             ["namespace", "name"],
             registry=self.registry,
         )
+        self._leader = Gauge(
+            "shadowserve_operator_leader",
+            "Whether this operator acts (1), or stands by (0)",
+            registry=self.registry,
+        )
         self._expiring: set[tuple[str, str]] = set()
         self._conditions: dict[tuple[str, str, str], dict[str, str]] = {}
+
+    def leads(self, acts: bool) -> None:
+        """Tell whether this operator acts now."""
+        self._leader.set(acts)
 
     def reconciled(self, kind: str, result: str, seconds: float, writes: int) -> None:
         """Count a reconcile; `result` is settled, waiting or error."""

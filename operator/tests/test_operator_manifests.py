@@ -72,17 +72,40 @@ def emitted() -> set[str]:
     return {family.name + end for family in families for end in suffixes.get(family.type, ("",))}
 
 
+def rules() -> list[dict[str, Any]]:
+    text = (MANIFESTS / "components/monitoring/alerts.yaml").read_text()
+    return [rule for group in yaml.safe_load(text)["spec"]["groups"] for rule in group["rules"]]
+
+
 @pytest.mark.parametrize("file", ["alerts.yaml", "dashboard.json"])
 def test_alerts_and_dashboard_ask_for_metrics_that_are_emitted(file: str) -> None:
-    text = (MANIFESTS / "components/monitoring" / file).read_text()
     if file.endswith(".json"):
+        text = (MANIFESTS / "components/monitoring" / file).read_text()
         asked = [target["expr"] for panel in json.loads(text)["panels"] for target in panel["targets"]]
     else:
-        rules = [rule for group in yaml.safe_load(text)["spec"]["groups"] for rule in group["rules"]]
-        asked = [rule["expr"] for rule in rules]
+        asked = [rule["expr"] for rule in rules()]
     named = set(re.findall(r"\bshadowserve_\w+", " ".join(asked)))
     assert named
     assert named <= emitted()
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+def test_every_alert_says_what_is_so_and_what_to_do_and_waits_before_it_wakes_anybody(rule: dict[str, Any]) -> None:
+    assert set(rule["annotations"]) == {"summary", "description"}
+    of_a_moment = "[" not in rule["expr"] and "expiry" not in rule["expr"]
+    assert "for" in rule or not of_a_moment
+
+
+def test_alerts_about_our_own_pods_ask_for_the_jobs_that_prometheus_makes_of_them() -> None:
+    monitors = yaml.safe_load_all((MANIFESTS / "components/monitoring/monitors.yaml").read_text())
+    monitor = next(each["spec"] for each in monitors if each["metadata"]["name"] == "shadowserve-operator")
+    templates = [found("Deployment", name)["spec"]["template"] for name in ("shadowserve-operator", WEBHOOK)]
+    jobs = {each["metadata"]["labels"][monitor["jobLabel"]] for each in templates}
+    (selector,) = monitor["selector"]["matchExpressions"]
+    assert set(selector["values"]) == jobs
+    assert set(re.findall(r'job="([^"]+)"', " ".join(rule["expr"] for rule in rules()))) == jobs
+    ports = [port["name"] for each in templates for port in each["spec"]["containers"][0]["ports"]]
+    assert ports.count(monitor["podMetricsEndpoints"][0]["port"]) == len(jobs)
 
 
 _OF_THE_TARGET = {"namespace", "pod", "container", "endpoint", "instance", "job"}

@@ -110,14 +110,18 @@ def _versions(api: ApiServer) -> dict[str, str]:
     return {f"{each['kind']}/{each['metadata']['name']}": each["metadata"]["resourceVersion"] for each in listed}
 
 
+def _asked(port: int, path: str) -> str:
+    with urlopen(f"http://127.0.0.1:{port}{path}", timeout=DEADLINE) as answer:
+        return str(answer.read().decode())
+
+
 def test_of_two_operators_one_acts_and_the_other_takes_over(api: ApiServer, tmp_path: Path) -> None:
     def holder() -> str:
         lease = get(api, "lease", "shadowserve-operator") or {"spec": {}}
         return str(lease["spec"].get("holderIdentity", ""))
 
     def leads(port: int) -> float:
-        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE) as answer:
-            families = list(text_string_to_metric_families(answer.read().decode()))
+        families = list(text_string_to_metric_families(_asked(port, "/metrics")))
         (sample,) = [each for one in families for each in one.samples if each.name == "shadowserve_operator_leader"]
         return float(sample.value)
 
@@ -129,6 +133,7 @@ def test_of_two_operators_one_acts_and_the_other_takes_over(api: ApiServer, tmp_
         with operator_running(api, second, metrics_port=ports[1]) as other:
             wait(second, "second waits", lambda: "holds it" in second.read_text())
             assert [leads(port) for port in ports] == [1, 0]
+            assert [_asked(port, "/readyz") for port in ports] == ["ok", "ok"], "a standby is ready too"
             one.kill()
             wait(second, "second leads", lambda: holder().endswith(f"-{other.pid}"), 60.0)
             wait(second, "second tells so", lambda: leads(ports[1]) == 1)

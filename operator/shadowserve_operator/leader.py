@@ -68,12 +68,15 @@ def lease_manifest(namespace: str, identity: str, now: datetime, before: Json | 
     return {"apiVersion": LEASE.api_version, "kind": LEASE.name, "metadata": metadata, "spec": spec}
 
 
-async def acquire(cluster: Cluster, namespace: str, identity: str, clock: Callable[[], datetime]) -> None:
-    """Return once this operator holds the Lease."""
+async def acquire(
+    cluster: Cluster, namespace: str, identity: str, clock: Callable[[], datetime], looked: Callable[[], None]
+) -> None:
+    """Return once this operator holds the Lease. `looked` is told whenever it was read."""
     said = ""
     while True:
         try:
             lease = await cluster.get(Ref(LEASE, namespace, LEASE_NAME))
+            looked()
             decision = decide(lease, identity, clock())
             if decision.reason != said:
                 said = decision.reason
@@ -89,13 +92,19 @@ async def acquire(cluster: Cluster, namespace: str, identity: str, clock: Callab
         await asyncio.sleep(RENEW.total_seconds())
 
 
-async def hold(cluster: Cluster, namespace: str, identity: str, clock: Callable[[], datetime]) -> None:
-    """Renew the Lease for ever. Raises `LeadershipLost` once somebody else has it, or it was not renewed in time."""
+async def hold(
+    cluster: Cluster, namespace: str, identity: str, clock: Callable[[], datetime], looked: Callable[[], None]
+) -> None:
+    """Renew the Lease for ever. Raises `LeadershipLost` once somebody else has it, or it was not renewed in time.
+
+    `looked` is told whenever it was read.
+    """
     renewed = clock()
     while True:
         await asyncio.sleep(RENEW.total_seconds())
         try:
             lease = await cluster.get(Ref(LEASE, namespace, LEASE_NAME))
+            looked()
             decision = decide(lease, identity, clock())
             if lease is not None and decision.turn is not Turn.RENEW:
                 raise LeadershipLost(decision.reason)

@@ -6,13 +6,13 @@ import logging
 from typing import Any
 
 import kopf
-from prometheus_client import start_http_server
 
 from shadowserve_crds import names
 from shadowserve_operator import leader
 from shadowserve_operator.cluster import ApiCluster
 from shadowserve_operator.handlers import inferencepool, prefixcache
 from shadowserve_operator.metrics import OperatorMetrics
+from shadowserve_operator.readiness import Readiness, told_over_http
 from shadowserve_operator.runtime import Runtime, utc_now
 from shadowserve_operator.settings import OperatorSettings
 from shadowserve_operator.webhook_identity import keep_identity
@@ -44,11 +44,10 @@ def registry_for(runtime: Runtime) -> kopf.OperatorRegistry:
 
 async def run(settings: OperatorSettings, namespace: str, identity: str, stop: asyncio.Event) -> None:
     """Wait to be the leader, then reconcile until `stop`. Raises `LeadershipLost` when another operator took over."""
-    metrics = OperatorMetrics()
-    server, _ = start_http_server(settings.metrics_port, registry=metrics.registry)
-    try:
+    metrics, readiness = OperatorMetrics(), Readiness(utc_now)
+    with told_over_http(settings.metrics_port, metrics.registry, readiness):
         async with ApiCluster() as cluster:
-            if not await _unless(stop, leader.acquire(cluster, namespace, identity, utc_now)):
+            if not await _unless(stop, leader.acquire(cluster, namespace, identity, utc_now, readiness.looked)):
                 return
             _log.info("this operator (%s) acts now", identity)
             registry = registry_for(Runtime(cluster, settings, metrics))
@@ -59,15 +58,13 @@ async def run(settings: OperatorSettings, namespace: str, identity: str, stop: a
                 standalone=True,  # who acts was settled by the Lease
                 stop_flag=stop,
             )
-            holding = leader.hold(cluster, namespace, identity, utc_now)
+            holding = leader.hold(cluster, namespace, identity, utc_now, readiness.looked)
             metrics.leads(True)
             try:
                 await _together(work, holding, keep_identity(cluster, namespace, utc_now))
             finally:
                 metrics.leads(False)
             await leader.release(cluster, namespace, identity, utc_now)
-    finally:
-        server.shutdown()
 
 
 async def _unless(stop: asyncio.Event, waiting: object) -> bool:

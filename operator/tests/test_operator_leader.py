@@ -40,7 +40,7 @@ async def test_a_lease_that_was_given_back_is_taken_at_once() -> None:
     cluster = FakeCluster("system")
     cluster.put(lease_manifest("system", "me", NOW, None))
     await release(cluster, "system", "me", lambda: NOW)
-    await acquire(cluster, "system", "other", lambda: NOW)
+    await acquire(cluster, "system", "other", lambda: NOW, lambda: None)
     assert cluster.objects[OURS]["spec"]["holderIdentity"] == "other"
 
 

@@ -17,6 +17,7 @@ from shadowserve_dataplane.sidecar.metrics import LookupResult, SidecarMetrics
 from shadowserve_operator.desired.labels import labels_of
 from shadowserve_operator.install import install_text
 from shadowserve_operator.metrics import InjectionMetrics, OperatorMetrics
+from shadowserve_operator.readiness import PATH
 from shadowserve_operator.webhook_identity import AUTHORITY_SECRET, CONFIGURATION, HOOK, SERVING_SECRET, WEBHOOK
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +61,19 @@ def test_our_own_pods_run_twice_and_keep_the_restricted_standard(name: str) -> N
     assert security["capabilities"] == {"drop": ["ALL"]}
     assert security["seccompProfile"] == {"type": "RuntimeDefault"}
     assert found("Namespace", SYSTEM)["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@pytest.mark.parametrize(
+    ("name", "ready", "alive"),
+    [("shadowserve-operator", PATH, "/metrics"), (WEBHOOK, "/healthz", "/healthz")],
+)
+def test_our_own_pods_are_asked_whether_they_are_ready_and_whether_they_live(name: str, ready: str, alive: str) -> None:
+    (container,) = found("Deployment", name)["spec"]["template"]["spec"]["containers"]
+    probes = container["readinessProbe"], container["livenessProbe"]
+    assert [each["httpGet"]["path"] for each in probes] == [ready, alive]
+    assert {each["httpGet"]["port"] for each in probes} <= {each["name"] for each in container["ports"]}
+    patience = [each["periodSeconds"] * each.get("failureThreshold", 3) for each in probes]
+    assert patience[0] < patience[1], "what is busy gets no work before it is killed"
 
 
 def emitted() -> set[str]:

@@ -43,3 +43,14 @@ def test_every_overlay_builds_and_its_objects_are_valid(api: ApiServer, overlay:
     for (kind, _, _), body in made.items():
         if kind in ("ClusterRole", "MutatingWebhookConfiguration", "ClusterRoleBinding"):
             api.kubectl("apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-", manifest=body)
+
+
+def test_test_beds_differ_only_in_how_soon_the_operator_looks_again(api: ApiServer) -> None:
+    folders = [str(MANIFESTS / "overlays" / each) for each in ("native", "kind")]
+    native, kind = (_by_name(api.kubectl("kustomize", folder)) for folder in folders)
+    operator = ("Deployment", "shadowserve-system", "shadowserve-operator")
+    (container,) = native[operator]["spec"]["template"]["spec"]["containers"]
+    sooner = {"name": "SHADOWSERVE_DRIFT_SECONDS", "value": "10"}
+    assert sooner in container["env"]
+    container["env"].remove(sooner)
+    assert native == kind

@@ -151,7 +151,7 @@ def test_a_store_that_somebody_else_runs_is_waited_for_used_and_told_of(bed: Bed
 
     bed.apply(_external("Cluster"))
     bed.wait("it is refused", lambda: bed.condition(_CACHE, "StoreReady", "reason") == "TopologyMismatch")
-    assert "set store.external.topology to Standalone" in bed.condition(_CACHE, "StoreReady", "message")
+    assert "set spec.store.external.topology to Standalone" in bed.condition(_CACHE, "StoreReady", "message")
 
 
 _ANSWERS = """

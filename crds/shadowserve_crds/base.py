@@ -19,7 +19,7 @@ class InvalidResource(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A CEL rule of the API server and what it says to people who break it."""
+    """A CEL rule of the API server and what it says to people who break it: the path from `spec.` on, and the fix."""
 
     rule: str
     message: str
@@ -42,7 +42,7 @@ def rule(expression: str, message: str) -> Any:
 
 
 def immutable(path: str) -> Any:
-    """Return metadata of a field that is fixed at creation; `path` is how people know it."""
+    """Return metadata of a field that is fixed at creation; `path` is that from `spec.` on."""
     return rule("self == oldSelf", f"{path} is fixed at creation: make a new resource with the value you want")
 
 

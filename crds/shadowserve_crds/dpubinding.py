@@ -23,10 +23,13 @@ class DPUBindingSpec(Section):
     """The pair."""
 
     rules: ClassVar = (
-        Rule("self.hostNode != self.dpuNode", "hostNode and dpuNode are the same node: a card has its own"),
+        Rule(
+            "self.hostNode != self.dpuNode",
+            "spec.hostNode and spec.dpuNode are the same node, and a card has its own: correct the one that is wrong",
+        ),
         Rule(
             "size(self.hostNode) > 0 || self.source == 'Label'",
-            "hostNode is empty: name the node of the host that the card sits in",
+            "spec.hostNode is empty: name the node of the host that the card sits in",
         ),
     )
     host_node: HostName

@@ -64,16 +64,22 @@ class ModelSource(Section):
     """Where the model's files come from: `type`, and the block of the same name."""
 
     rules: ClassVar = (
-        Rule(f"{_ONE_SOURCE} == 1", "model.source: set exactly one of persistentVolumeClaim, huggingFace, image"),
+        Rule(f"{_ONE_SOURCE} == 1", "spec.model.source: set exactly one of persistentVolumeClaim, huggingFace, image"),
         Rule(
             "self.type != 'PersistentVolumeClaim' || has(self.persistentVolumeClaim)",
-            "model.source.persistentVolumeClaim is required when type is PersistentVolumeClaim",
+            "spec.model.source.persistentVolumeClaim is required when spec.model.source.type is PersistentVolumeClaim: "
+            "set its claimName, or another type",
         ),
         Rule(
             "self.type != 'HuggingFace' || has(self.huggingFace)",
-            "model.source.huggingFace is required when type is HuggingFace",
+            "spec.model.source.huggingFace is required when spec.model.source.type is HuggingFace: "
+            "set its repository, or another type",
         ),
-        Rule("self.type != 'Image' || has(self.image)", "model.source.image is required when type is Image"),
+        Rule(
+            "self.type != 'Image' || has(self.image)",
+            "spec.model.source.image is required when spec.model.source.type is Image: "
+            "set its reference, or another type",
+        ),
     )
     type: SourceType
     """Which block is set."""
@@ -126,7 +132,10 @@ class RolloutSpec(Section):
     """How pods are replaced."""
 
     rules: ClassVar = (
-        Rule("self.maxSurge > 0 || self.maxUnavailable > 0", "rollout: maxSurge and maxUnavailable cannot both be 0"),
+        Rule(
+            "self.maxSurge > 0 || self.maxUnavailable > 0",
+            "spec.rollout.maxSurge and spec.rollout.maxUnavailable cannot both be 0: set one of them to 1 or more",
+        ),
     )
     max_surge: Annotated[int, Field(ge=0)] = 1
     """Pods more than wanted, while rolling."""
@@ -149,7 +158,7 @@ class GatewaySpec(Section):
 class InferencePoolSpec(Section):
     """What the user wants."""
 
-    model: Annotated[ModelSpec, immutable("model")]
+    model: Annotated[ModelSpec, immutable("spec.model")]
     """The model."""
     engine: EngineSpec
     """The engine."""
@@ -205,7 +214,7 @@ class InferencePoolCondition(StrEnum):
     ENGINES_READY = "EnginesReady"
     """As many engines serve as wanted.
 
-    Reasons: Succeeded, Pending, ModelNotFound, PodsFailing, Failed (engine.args sets what the pool sets), Error.
+    Reasons: Succeeded, Pending, ModelNotFound, PodsFailing, Failed (spec.engine.args sets what the pool sets), Error.
     """
     CACHE_ATTACHED = "CacheAttached"
     """Every pod runs with the sidecar, which took its engine, and all compute the same keys.

@@ -63,7 +63,8 @@ class RdmaSpec(Section):
     rules: ClassVar = (
         Rule(
             "self.mode == 'None' || has(self.resourceName)",
-            "placement.dpu.rdma.resourceName is required unless mode is None: name the device plugin's resource",
+            "spec.placement.dpu.rdma.resourceName is required unless spec.placement.dpu.rdma.mode is None: "
+            "name the device plugin's resource",
         ),
     )
     mode: RdmaMode = RdmaMode.NONE
@@ -83,7 +84,7 @@ class DpuPlacement(Section):
     """Taints of card nodes that the data plane ignores."""
     resources: Annotated[
         ComputeResources,
-        rule("!string(self.cpu).contains('m')", "placement.dpu.resources.cpu must be whole cores: for example 8"),
+        rule("!string(self.cpu).contains('m')", "spec.placement.dpu.resources.cpu must be whole cores: for example 8"),
     ] = ComputeResources(cpu=Quantity("4"), memory=Quantity("4Gi"))
     """What one data-plane pod gets, requests = limits, whole cores."""
     extended_resources: dict[str, Quantity] = {}
@@ -105,7 +106,10 @@ class PlacementSpec(Section):
     """Where restoring runs, and as what chunks land."""
 
     rules: ClassVar = (
-        Rule("self.order.all(p, self.order.exists_one(q, q == p))", "placement.order names a place twice"),
+        Rule(
+            "self.order.all(p, self.order.exists_one(q, q == p))",
+            "spec.placement.order names a place twice: name each once",
+        ),
     )
     order: Annotated[list[PlaceName], Field(min_length=1, max_length=2)] = [PlaceName.DPU, PlaceName.HOST]
     """Best first; recomputing is always the last resort. `[DPU]` alone: never on host cores.

@@ -45,7 +45,8 @@ class Transport(StrEnum):
     PLAINTEXT = "Plaintext"
 
 
-_NO_TRANSFORM_YET = "codec.transform: Head and Layers are not built yet: write Auto or None"
+_NO_TRANSFORM_YET = "Head and Layers are not built yet: write Auto or None"
+_TRANSFORM_RULE = rule("self in ['Auto', 'None']", f"spec.codec.transform: {_NO_TRANSFORM_YET}")
 
 
 class CodecSpec(Section):
@@ -56,13 +57,13 @@ class CodecSpec(Section):
 
     A change rolls the pods and affects new chunks; readers take every tier.
     """
-    transform: Annotated[Transform, rule("self in ['Auto', 'None']", _NO_TRANSFORM_YET)] = Transform.AUTO
+    transform: Annotated[Transform, _TRANSFORM_RULE] = Transform.AUTO
     """What is spent on making the bytes fewer. `Auto` falls back to `None` while a model has no profile.
 
     No profile can be made yet, so both are the same today. `Head` and `Layers` are reserved names, refused until they
     are built: write `Auto` or `None`.
     """
-    chunk_tokens: Annotated[int, Field(ge=64, le=4096), immutable("codec.chunkTokens")] = 256
+    chunk_tokens: Annotated[int, Field(ge=64, le=4096), immutable("spec.codec.chunkTokens")] = 256
     """Tokens in a chunk, a multiple of the engine's block size. Fixed at creation."""
 
     @field_validator("transform")

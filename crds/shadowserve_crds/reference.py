@@ -77,6 +77,6 @@ def _cell(text: str) -> str:
 
 
 def _rules(path: str, schema: dict[str, Any]) -> Iterable[str]:
-    yield from (f"`{path}`: {rule['message']}" for rule in schema.get("x-kubernetes-validations", ()))
+    yield from (rule["message"] for rule in schema.get("x-kubernetes-validations", ()))
     for name, field in schema.get("properties", {}).items():
         yield from _rules(f"{path}.{name}", field)

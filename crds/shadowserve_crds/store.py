@@ -46,12 +46,14 @@ class ManagedStore(Section):
     rules: ClassVar = (
         Rule(
             "has(self.storage) == has(oldSelf.storage) && (!has(self.storage) || self.storage == oldSelf.storage)",
-            "store.managed.storage is fixed once the store exists: make a new PrefixCache with the volumes you want",
+            "spec.store.managed.storage is fixed once the store exists: "
+            "make a new PrefixCache with the volumes you want",
         ),
         Rule(
             "!has(self.resources) || quantity(string(self.resources.memory))"
             ".compareTo(quantity(string(self.memoryPerShard))) > 0",
-            "store.managed.resources.memory must be more than memoryPerShard: the server itself needs some",
+            "spec.store.managed.resources.memory must be more than spec.store.managed.memoryPerShard: "
+            "raise it, because the server itself needs some, or leave spec.store.managed.resources out",
         ),
     )
     shards: Annotated[int, Field(ge=1, le=64)] = 1
@@ -83,7 +85,8 @@ class ExternalStore(Section):
     rules: ClassVar = (
         Rule(
             "self.topology == 'Cluster' || size(self.endpoints) == 1",
-            "store.external.endpoints: a Standalone store has one: leave one, or set topology to Cluster",
+            "spec.store.external.endpoints: a Standalone store has one: "
+            "leave one, or set spec.store.external.topology to Cluster",
         ),
     )
     endpoints: Annotated[
@@ -109,18 +112,19 @@ class StoreSpec(Section):
     rules: ClassVar = (
         Rule(
             "self.type != 'External' || has(self.external)",
-            "store.external is required when store.type is External: name its endpoints",
+            "spec.store.external is required when spec.store.type is External: name its endpoints",
         ),
         Rule(
             "self.type != 'Managed' || !has(self.external)",
-            "store.external does not go with store.type Managed: remove it or set store.type to External",
+            "spec.store.external does not go with spec.store.type Managed: "
+            "remove it or set spec.store.type to External",
         ),
         Rule(
             "self.type != 'External' || !has(self.managed)",
-            "store.managed does not go with store.type External: remove it or set store.type to Managed",
+            "spec.store.managed does not go with spec.store.type External: remove it or set spec.store.type to Managed",
         ),
     )
-    type: Annotated[StoreType, immutable("store.type")] = StoreType.MANAGED
+    type: Annotated[StoreType, immutable("spec.store.type")] = StoreType.MANAGED
     """`Managed`: the operator runs Valkey. `External`: an existing Valkey or Redis. Fixed at creation."""
     managed: ManagedStore | None = None
     """The managed store; unset: one server with the defaults."""

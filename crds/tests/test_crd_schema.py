@@ -48,6 +48,19 @@ def test_every_field_is_documented(kind: Any) -> None:
     assert not undocumented("spec", schema["spec"]) + undocumented("status", schema["status"])
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind_name)
+def test_every_refusal_begins_with_the_path_of_its_field_and_ends_with_the_fix(kind: Any) -> None:
+    def unclear(path: str, schema: dict[str, Any]) -> list[str]:
+        said = [rule["message"] for rule in schema.get("x-kubernetes-validations", ())]
+        found = [f"{path}: {each}" for each in said if not each.startswith(path) or ": " not in each]
+        for name, field in schema.get("properties", {}).items():
+            found += unclear(f"{path}.{name}", field)
+        return found
+
+    schema = definition(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+    assert not unclear("spec", schema["spec"])
+
+
 def test_optional_fields_and_quantities_keep_their_form() -> None:
     spec = definition(KINDS[0])["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
     assert "default" not in spec["store"]["properties"]["managed"]

@@ -194,14 +194,14 @@ async def test_settings_are_not_written_before_the_secret_that_belongs_to_them()
 @pytest.mark.parametrize(
     ("seen", "reason", "fix"),
     [
-        ((Finding.SILENT, "refused"), "Unreachable", "127.0.0.1:1: refused; correct store.external.endpoints"),
-        ((Finding.CLUSTER, ""), "TopologyMismatch", "a member of a cluster: set store.external.topology to Cluster"),
-        ((Finding.NOT_LET_IN, "NOAUTH"), "Error", "name a Secret with the password in store.external.credentials"),
-        ((Finding.NO_STORE, "garbage"), "Error", "if it speaks TLS, set store.external.tls"),
+        ((Finding.SILENT, "refused"), "Unreachable", "127.0.0.1:1: refused; correct spec.store.external.endpoints"),
+        ((Finding.CLUSTER, ""), "TopologyMismatch", "member of a cluster: set spec.store.external.topology to Cluster"),
+        ((Finding.NOT_LET_IN, "NOAUTH"), "Error", "name a Secret with the password in spec.store.external.credentials"),
+        ((Finding.NO_STORE, "garbage"), "Error", "if it speaks TLS, set spec.store.external.tls"),
         (
             (Finding.NOT_TRUSTED, "unknown"),
             "Error",
-            "name a Secret with its authority in store.external.tls",
+            "name a Secret with its authority in spec.store.external.tls",
         ),
     ],
 )

@@ -45,7 +45,7 @@ def external_condition(cache: PrefixCache, seen: Sequence[EndpointSeen]) -> Cond
     wanted = Finding.CLUSTER if external.topology is StoreTopology.CLUSTER else Finding.STANDALONE
     if other := [each for each in seen if each.finding is not wanted]:
         right = StoreTopology.CLUSTER if other[0].finding is Finding.CLUSTER else StoreTopology.STANDALONE
-        message = f"{other[0].endpoint} is {other[0].finding}: set store.external.topology to {right}"
+        message = f"{other[0].endpoint} is {other[0].finding}: set spec.store.external.topology to {right}"
         return condition(kind, False, "TopologyMismatch", message)
     ends = "every endpoint" if len(seen) > 1 else "the endpoint"
     return condition(kind, True, Reason.SUCCEEDED, f"{ends} of the external store answers and is {wanted}")
@@ -64,13 +64,13 @@ def _fix(finding: Finding, external: ExternalStore) -> str:
         case Finding.NOT_LET_IN if external.credentials_secret_ref is not None:
             return f"correct username and password in Secret {external.credentials_secret_ref.name}"
         case Finding.NOT_LET_IN:
-            return "name a Secret with the password in store.external.credentialsSecretRef"
+            return "name a Secret with the password in spec.store.external.credentialsSecretRef"
         case Finding.NOT_TRUSTED if external.tls is not None and external.tls.ca_secret_ref is not None:
             return f"Secret {external.tls.ca_secret_ref.name} has to hold the authority that signed it, as ca.crt"
         case Finding.NOT_TRUSTED:
-            return "name a Secret with its authority in store.external.tls.caSecretRef"
+            return "name a Secret with its authority in spec.store.external.tls.caSecretRef"
         case Finding.NO_STORE if external.tls is None:
-            return "if it speaks TLS, set store.external.tls"
+            return "if it speaks TLS, set spec.store.external.tls"
         case Finding.NO_STORE:
-            return "if it speaks plain text, remove store.external.tls"
-    return "correct store.external.endpoints, or let the operator reach them"
+            return "if it speaks plain text, remove spec.store.external.tls"
+    return "correct spec.store.external.endpoints, or let the operator reach them"

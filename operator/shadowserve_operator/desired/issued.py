@@ -75,7 +75,7 @@ def issued_condition(cache: PrefixCache, issued: Issued, read: Mapping[str, Cert
         where = f" in {cache.namespace}" if issuer.kind == "Issuer" else ""
         message = (
             f"{issuer.kind} {issuer.name} does not exist{where}, or cert-manager is not installed: create it, or "
-            "correct security.issuerRef"
+            "correct spec.security.issuerRef"
         )
         return condition(kind, False, "IssuerNotFound", message)
     for secret, content in sorted(read.items()):

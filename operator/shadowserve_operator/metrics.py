@@ -27,7 +27,7 @@ class OperatorMetrics:
         self._resources = Gauge(
             "shadowserve_resources",
             "Resources by what their conditions say",
-            [*kind, "condition", "status"],
+            ["namespace", *kind, "condition", "status"],
             registry=self.registry,
         )
         self._expiry = Gauge(
@@ -56,9 +56,9 @@ class OperatorMetrics:
     def say(self, kind: str, namespace: str, name: str, conditions: dict[str, str]) -> None:
         """Count a resource by its conditions (type -> status); none when it is gone."""
         for condition, status in self._conditions.pop((kind, namespace, name), {}).items():
-            self._resources.labels(kind, condition, status).dec()
+            self._resources.labels(namespace, kind, condition, status).dec()
         for condition, status in conditions.items():
-            self._resources.labels(kind, condition, status).inc()
+            self._resources.labels(namespace, kind, condition, status).inc()
         if conditions:
             self._conditions[kind, namespace, name] = conditions
 

@@ -91,11 +91,16 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load(text)["spec"]["groups"] for rule in group["rules"]]
 
 
+def dashboard() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((MANIFESTS / "components/monitoring/dashboard.json").read_text())
+    return found
+
+
 @pytest.mark.parametrize("file", ["alerts.yaml", "dashboard.json"])
 def test_alerts_and_dashboard_ask_for_metrics_that_are_emitted(file: str) -> None:
     if file.endswith(".json"):
-        text = (MANIFESTS / "components/monitoring" / file).read_text()
-        asked = [target["expr"] for panel in json.loads(text)["panels"] for target in panel["targets"]]
+        asked = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
+        asked += [variable["query"]["query"] for variable in dashboard()["templating"]["list"] if "refresh" in variable]
     else:
         asked = [rule["expr"] for rule in rules()]
     named = set(re.findall(r"\bshadowserve_\w+", " ".join(asked)))
@@ -151,6 +156,20 @@ def test_labels_of_our_metrics_are_kept_by_prometheus(monitor: str, told: Collec
     (endpoint,) = next(each for each in monitors if each["metadata"]["name"] == monitor)["spec"]["podMetricsEndpoints"]
     labels = {label for family in told.collect() for sample in family.samples for label in sample.labels}
     assert endpoint.get("honorLabels", False) == bool(labels & _OF_THE_TARGET)
+
+
+@pytest.mark.parametrize("panel", dashboard()["panels"], ids=lambda panel: panel["title"])
+def test_every_panel_is_of_the_namespace_that_was_chosen_or_says_that_it_is_of_all(panel: dict[str, Any]) -> None:
+    assert "namespace" in {variable["name"] for variable in dashboard()["templating"]["list"]}
+    asked = " ".join(target["expr"] for target in panel["targets"])
+    named = re.findall(r"\bshadowserve_\w+", asked)
+    chosen = re.findall(r'\b(shadowserve_\w+)\{namespace=~"\$namespace"', asked)
+    if chosen != named:
+        assert not chosen
+        assert panel["description"].startswith("Of all namespaces")
+    # what the operator tells without one gets its own namespace from Prometheus: nobody's resources are there
+    samples = [sample for family in _told_by_the_operator().collect() for sample in family.samples]
+    assert all("namespace" in sample.labels for sample in samples if sample.name in chosen)
 
 
 def test_the_certificate_secrets_are_the_only_ones_of_the_own_namespace_that_the_operator_may_read() -> None:

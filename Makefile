@@ -45,7 +45,8 @@ engine-test: ## Tests inside the engine's environment, then stories with real vL
 	@$(STACK) sh -c '"$$SHADOWSERVE_LAB_ENGINE/bin/python" -m pytest -m engine dataplane_image/tests $(ARGS)'
 	@$(STACK) python -m pytest --timeout 600 e2e_tests/test_e2e_hits.py e2e_tests/test_e2e_faults.py e2e_tests/test_e2e_demo.py $(ARGS)
 
-cluster-test: ## Stories with a real API server, built from Go modules on first use (some minutes)
+cluster-test: ## Stories with a real API server, built from Go modules on first use (ten minutes)
+	@$(DEV) python -m shadowserve_testbed.cli build --api-stories
 	@$(DEV) python -m pytest $(SIDE_BY_SIDE) $(if $(SIDE_BY_SIDE),--no-loadscope-reorder) $(API_STORIES:%=e2e_tests/test_e2e_%.py) $(ARGS)
 
 image-test: ## The test bed's images start; the arm64 data plane, emulated, makes the same bytes; Dockerfiles (root)

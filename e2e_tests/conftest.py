@@ -38,6 +38,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
+    """Show what is said while the parts of a story are made: on a new machine they are built, which takes minutes."""
+    with item.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        return (yield)
+
+
 @pytest.fixture(scope="session")
 def api_server() -> Iterator[ApiServer]:
     """A real API server that knows our resources."""

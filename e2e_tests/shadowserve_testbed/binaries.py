@@ -31,7 +31,7 @@ class BuildError(Exception):
 
 
 class ModulesUnreachable(BuildError):
-    """Its Go modules cannot be had here: there is no module proxy, or it does not serve them."""
+    """Its Go modules cannot be had here: there is no Go, or no module proxy, or it does not serve them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,8 @@ CERTIFICATE_MANAGER = Tool(
 
 CONTROL_PLANE = (ETCD_SERVER, API_SERVER, KUBECTL)
 """What an API server alone needs."""
+API_STORIES = (*CONTROL_PLANE, CONTROLLER_MANAGER, CERTIFICATE_MANAGER)
+"""What stories on an API server run beside it."""
 CLUSTER = (
     *CONTROL_PLANE,
     CONTROLLER_MANAGER,
@@ -130,7 +132,7 @@ class Binaries:
     def _build(self, tool: Tool, folder: Path) -> None:
         go = shutil.which("go")
         if go is None:
-            raise BuildError(f"{tool.name} is built by Go, which is not installed: see https://go.dev/doc/install")
+            raise ModulesUnreachable(f"{tool.name} is built by Go, not installed: see https://go.dev/doc/install")
         self._home.say(f"{tool.name} {tool.version}: about {tool.minutes:g} minutes on two cores, less when repeated")
         source = folder / "source"
         source.mkdir()

@@ -12,7 +12,7 @@ import typer
 from shadowserve_lab.home import Home, default_home
 from shadowserve_testbed.api_server import ApiServer
 from shadowserve_testbed.arm64_cards import use_arm64_cards
-from shadowserve_testbed.binaries import CLUSTER, CONTROL_PLANE, Binaries, BuildError
+from shadowserve_testbed.binaries import API_STORIES, CLUSTER, CONTROL_PLANE, Binaries, BuildError, ModulesUnreachable
 from shadowserve_testbed.choosing import refuse_beside, remove_all_beds, running_providers
 from shadowserve_testbed.errors import TestbedError
 from shadowserve_testbed.images.catalogue import Images
@@ -45,10 +45,20 @@ def testbed() -> None:
 
 
 @application.command()
-def build() -> None:
+def build(
+    api_stories: Annotated[
+        bool, typer.Option("--api-stories", help="Only what stories on an API server run; nothing without Go.")
+    ] = False,
+) -> None:
     """Build what the test bed runs; an interrupted build goes on where it was."""
+    home = default_home()
     with _told():
-        Binaries(default_home()).ensure(CLUSTER)
+        try:
+            Binaries(home).ensure(API_STORIES if api_stories else CLUSTER)
+        except ModulesUnreachable as error:
+            if not api_stories:
+                raise
+            home.say(f"stories on an API server will be skipped: {error}")
 
 
 @application.command("api-server")
@@ -179,3 +189,7 @@ def _cluster() -> tuple[Home, Provider]:
     home = default_home()
     name = next(iter(running_providers(home)), ProviderName.NATIVE)
     return home, PROVIDERS[name](home)
+
+
+if __name__ == "__main__":
+    application()

@@ -3,8 +3,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from shadowserve_lab.processes import wait_until
+from shadowserve_testbed.cli import application
 from shadowserve_testbed.errors import TestbedError
 from shadowserve_testbed.layout import CARD_TAINT, make_nodes
 from shadowserve_testbed.native.addresses import address, pod_network
@@ -108,3 +110,14 @@ def test_a_daemon_that_becomes_another_program_is_alive_all_the_while(tmp_path: 
 def test_only_mounts_below_the_folder_count() -> None:
     assert mounted_below(Path("/nowhere")) == []
     assert "/proc/sys" not in mounted_below(Path("/pro"))
+
+
+@pytest.mark.parametrize(("options", "exit_code"), [([], 3), (["--api-stories"], 0)])
+def test_without_go_nothing_is_built_and_the_stories_that_need_it_are_optional(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], exit_code: int
+) -> None:
+    monkeypatch.setenv("SHADOWSERVE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = CliRunner().invoke(application, ["build", *options])
+    assert (done.exit_code, "Go, not installed: see https://go.dev" in done.stderr) == (exit_code, True)
+    assert ("stories on an API server will be skipped" in done.stderr) == bool(options)

@@ -11,8 +11,8 @@ from shadowserve_operator.desired.attachment import EngineState, SidecarSays, at
 from shadowserve_operator.desired.config import unwritten
 from shadowserve_operator.desired.engine import pod_selector, refused_flags, wants_gateway_pool
 from shadowserve_operator.desired.generation import cache_generation
-from shadowserve_operator.desired.wording import first_few
-from shadowserve_operator.pool_observe import PoolSnapshot
+from shadowserve_operator.desired.wording import first_few, see, see_pods
+from shadowserve_operator.pool_observe import PoolPod, PoolSnapshot
 
 _MOST_NAMES = 5
 
@@ -61,7 +61,7 @@ def chunk_mismatch(pool: InferencePool, snapshot: PoolSnapshot) -> str:
     if chunk % block == 0:
         return ""
     name = snapshot.cache.name
-    return f"spec.engine.blockTokens {block} does not divide the {chunk} chunkTokens of PrefixCache {name}"
+    return f"spec.engine.blockTokens {block} does not divide the {chunk} chunkTokens of PrefixCache {name}: correct one"
 
 
 def _engines_ready(pool: InferencePool, snapshot: PoolSnapshot, facts: PoolFacts) -> Condition:
@@ -81,8 +81,13 @@ def _engines_ready(pool: InferencePool, snapshot: PoolSnapshot, facts: PoolFacts
         note = "; no gateway has a pool of them: the CRDs of the Gateway API inference extension are not installed"
         return condition(kind, True, Reason.SUCCEEDED, f"{ready} of {wanted} engines serve{note if lacking else ''}")
     if troubled := [pod for pod in snapshot.pods if pod.trouble]:
-        return condition(kind, False, "PodsFailing", f"pod {troubled[0].name}: {troubled[0].trouble}")
-    return condition(kind, False, Reason.PENDING, f"{ready} of {wanted} engines serve; a model may load for minutes")
+        return condition(kind, False, "PodsFailing", _failing(pool, troubled[0]))
+    message = f"{ready} of {wanted} engines serve; a model may load for minutes"
+    return condition(kind, False, Reason.PENDING, f"{message}; {see_pods(pool.namespace, pod_selector(pool))}")
+
+
+def _failing(pool: InferencePool, pod: PoolPod) -> str:
+    return f"pod {pod.name}: {pod.trouble}; {see('pod', pod.name, pool.namespace)}"
 
 
 def _cache_attached(pool: InferencePool, snapshot: PoolSnapshot, facts: PoolFacts) -> Condition:
@@ -97,7 +102,8 @@ def _cache_attached(pool: InferencePool, snapshot: PoolSnapshot, facts: PoolFact
         return condition(kind, False, "PodsWithoutSidecar", facts.detached)
     if without := [pod for pod in snapshot.pods if not pod.injected]:
         named = first_few((pod.name for pod in without), _MOST_NAMES)
-        return condition(kind, False, "PodsWithoutSidecar", f"these pods run without the sidecar: {named}")
+        why = f"see shadowserve explain {without[0].name} -n {pool.namespace}"
+        return condition(kind, False, "PodsWithoutSidecar", f"these pods run without the sidecar: {named}; {why}")
     before = next((each for each in pool.status.conditions if each.type == kind), None)
     trouble = attachment_trouble(pool, snapshot.sidecars, facts.attachments, snapshot.settings)
     if trouble := still_said(before, trouble, _silent(snapshot, facts)):
@@ -118,11 +124,12 @@ def _rollout_complete(pool: InferencePool, snapshot: PoolSnapshot, facts: PoolFa
     wanted, updated = pool.spec.replicas, _number(snapshot, "updatedReplicas")
     seen = deployment is not None and deployment.get("status", {}).get("observedGeneration", 0)
     current = deployment is not None and seen == deployment["metadata"].get("generation", 0)
+    rollout = f"see kubectl -n {pool.namespace} rollout status deployment {pool.name}"
     if facts.rolling:
-        return condition(kind, False, Reason.PENDING, "what the pods are made of has just changed")
+        return condition(kind, False, Reason.PENDING, f"what the pods are made of has just changed; {rollout}")
     if current and updated >= wanted and _number(snapshot, "replicas") == updated:
         return condition(kind, True, Reason.SUCCEEDED, "all pods are of the current template")
-    return condition(kind, False, Reason.PENDING, f"{updated} of {wanted} pods are of the current template")
+    return condition(kind, False, Reason.PENDING, f"{updated} of {wanted} pods are of the current template; {rollout}")
 
 
 def _by_place(snapshot: PoolSnapshot) -> PodsByPlace:

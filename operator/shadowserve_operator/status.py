@@ -19,16 +19,23 @@ from shadowserve_crds.prefixcache import (
 from shadowserve_crds.store import StoreType
 from shadowserve_operator.desired.assignment import Assignment, DataPlane, uses_cards
 from shadowserve_operator.desired.certificates import Certificate
-from shadowserve_operator.desired.config import SECRET_NOT_FOUND, sidecar_config, store_service_name
+from shadowserve_operator.desired.config import (
+    DATA_PLANE,
+    SECRET_NOT_FOUND,
+    STORE,
+    sidecar_config,
+    store_service_name,
+)
 from shadowserve_operator.desired.external_store import EndpointSeen, external_condition
 from shadowserve_operator.desired.issued import Issued, issued_condition
+from shadowserve_operator.desired.labels import selector_of
 from shadowserve_operator.desired.left_out import LeftOut, injected_condition
 from shadowserve_operator.desired.pairing import Pairing
 from shadowserve_operator.desired.round_trip import Answer, round_trip_condition
 from shadowserve_operator.desired.sharding import ShardPlan, StoreSeen
 from shadowserve_operator.desired.store import managed_store, servers_wanted
 from shadowserve_operator.desired.store_grace import with_grace
-from shadowserve_operator.desired.wording import first_few
+from shadowserve_operator.desired.wording import first_few, see_pods
 from shadowserve_operator.kinds import Json
 
 _MOST_HOSTS = 20
@@ -138,18 +145,19 @@ def _store_ready(cache: PrefixCache, facts: Facts) -> Condition:
     managed, plan = managed_store(cache), facts.shards.plan
     wanted, ready = servers_wanted(managed), _number(facts.store, "readyReplicas")
     starting = f"{ready} of {wanted} store servers are ready" if ready < wanted else ""
+    see = see_pods(cache.namespace, selector_of(cache.name, STORE))
     if plan.covered and not facts.shards.trouble and (rest := starting or plan.waiting):
         # engines store and fetch meanwhile: shards that come or go take no slot from anybody before it has moved
-        return condition(kind, True, Reason.PENDING, f"every slot is served by {plan.serving} shards; {rest}")
+        return condition(kind, True, Reason.PENDING, f"every slot is served by {plan.serving} shards; {rest}; {see}")
     if starting:
-        return condition(kind, False, Reason.PENDING, starting)
+        return condition(kind, False, Reason.PENDING, f"{starting}; {see}")
     if facts.shards.silent:
         message = f"{_cannot_reach(facts)}; it has to reach port {names.STORE_PORT} of every server"
         return condition(kind, False, _UNREACHABLE, message)
     if facts.shards.trouble:
         return condition(kind, False, Reason.ERROR, facts.shards.trouble)
     if plan.waiting:
-        return condition(kind, False, Reason.PENDING, plan.waiting)
+        return condition(kind, False, Reason.PENDING, f"{plan.waiting}; {see}")
     return condition(kind, True, Reason.SUCCEEDED, f"{managed.shards} of {managed.shards} shards serve")
 
 
@@ -184,7 +192,8 @@ def _data_plane_ready(cache: PrefixCache, facts: Facts) -> Condition:
         silent = sorted(_cards(facts.pairing) - {c for c, plane in facts.planes.items() if plane.ready_since})
         unused = "" if uses_cards(order) else "; spec.placement.order names the host first, so no pod misses them"
         message = f"{ready} of {cards} data planes serve; not on {first_few(silent, _MOST_CARDS)}{unused}"
-        return condition(kind, False, Reason.PENDING, message)
+        see = see_pods(cache.namespace, selector_of(cache.name, DATA_PLANE))
+        return condition(kind, False, Reason.PENDING, f"{message}; {see}")
     return condition(kind, True, Reason.SUCCEEDED, f"{ready} of {cards} data planes serve")
 
 
@@ -224,7 +233,8 @@ def _certificates_ready(cache: PrefixCache, facts: Facts) -> Condition:
     if stuck := _obstacles(facts, "Secret", "Certificate"):
         return condition(kind, False, Reason.ERROR, stuck)
     if facts.expired:
-        return condition(kind, False, "Expired", f"expired: {', '.join(facts.expired)}; new ones are being issued")
+        message = f"expired: {', '.join(facts.expired)}; new ones are being issued"
+        return condition(kind, False, "Expired", f"{message}; if that lasts, see shadowserve doctor")
     if facts.issued is not None:
         return issued_condition(cache, facts.issued, facts.certificates)
     return condition(kind, True, Reason.SUCCEEDED, f"{len(facts.certificates)} certificates are valid")

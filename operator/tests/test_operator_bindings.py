@@ -14,6 +14,7 @@ from cache_on_a_cluster import (
     kept,
     message,
     node,
+    plane,
     until_quiet,
 )
 from fakes import FakeCluster, FakeNetwork
@@ -43,7 +44,7 @@ def says(cluster: FakeCluster, name: str) -> tuple[str, str]:
 @pytest.mark.parametrize(
     ("label", "reason", "message"),
     [
-        ("", "HostNotFound", "label it with its host's name, or write a DPUBinding"),
+        ("", "HostNotFound", f"kubectl label --overwrite node card-0 {names.DEFAULT_HOST_LABEL}=HOST_NODE, or write"),
         ("host-9", "HostNotFound", "names host-9, which is no node; correct it, or let the host join"),
         ("card-0", "SelfPair", "names the card itself; name the host that it sits in"),
         ("card-1", "AmbiguousHost", "names card-1, which is a card itself; name the host"),
@@ -66,6 +67,27 @@ async def test_a_card_whose_label_names_no_host_of_its_own_says_so_and_heals(
     await until_quiet(cluster)
     assert cluster.objects[CARD]["spec"]["hostNode"] == "host-0"
     assert says(cluster, "card-0") == ("Succeeded", "card card-0 sits in host host-0")
+
+
+@pytest.mark.parametrize(
+    ("bodies", "reason", "look"),
+    [
+        ([], "NoPod", "kubectl get pods -A -o wide -l app.kubernetes.io/component=data-plane"),
+        ([plane("card-0", ready=False)], "Pending", "kubectl get pods -A -o wide -l app.kubernetes.io/component=data"),
+        ([plane("card-0"), card("card-0", "host-0", ready=False)], "NodeNotReady", "kubectl describe node card-0"),
+    ],
+)
+async def test_a_card_whose_data_plane_does_not_answer_says_where_to_look(
+    bodies: list[Json], reason: str, look: str
+) -> None:
+    cluster = a_cluster()
+    for body in bodies:
+        cluster.put(body)
+    await until_quiet(cluster)
+    listed = cluster.objects[CARD]["status"]["conditions"]
+    found = next(each for each in listed if each["type"] == "DataPlaneReachable")
+    assert found["reason"] == reason
+    assert f"; see {look}" in found["message"]
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,9 @@ async def test_a_pool_that_waits_for_settings_says_so_and_is_scaled_and_served_m
     cluster.remove(Ref(SERVICE, "default", "chat"))
     await until_quiet(cluster)
     assert conditions(cluster)["RolloutComplete"] == ("False", "Pending")
-    assert message(cluster, "RolloutComplete") == "waits for the settings of PrefixCache kv"
+    assert message(cluster, "RolloutComplete") == (
+        "waits for the settings of PrefixCache kv: see kubectl -n default describe pfc kv"
+    )
     assert (cluster.objects[ENGINES]["spec"]["replicas"], template(cluster)) == (3, before)
     assert Ref(SERVICE, "default", "chat") in cluster.objects
     cluster.objects[SETTINGS] = late

@@ -204,8 +204,10 @@ async def test_pods_that_cannot_start_and_pods_without_the_sidecar_are_told_of()
     cluster.put(pod("chat-a", containerStatuses=[{"name": "engine", "state": waiting}]))
     cluster.put(pod("chat-b", injected=False))
     await until_quiet(cluster)
-    assert message(cluster, "EnginesReady") == "pod chat-a: container engine: ImagePullBackOff no such image"
-    assert message(cluster, "CacheAttached") == "these pods run without the sidecar: chat-b"
+    failing = "pod chat-a: container engine: ImagePullBackOff no such image; see kubectl -n default describe pod chat-a"
+    assert message(cluster, "EnginesReady") == failing
+    without = "these pods run without the sidecar: chat-b; see shadowserve explain chat-b -n default"
+    assert message(cluster, "CacheAttached") == without
 
 
 async def test_pods_are_counted_by_where_their_data_plane_is() -> None:

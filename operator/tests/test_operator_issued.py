@@ -59,7 +59,9 @@ async def test_an_issuer_that_is_not_ready_says_why_itself() -> None:
     cluster.put({**issuer(), "status": {"conditions": [said]}})
     await until_quiet(cluster)
     assert conditions(cluster)["CertificatesReady"] == ("False", "IssuerNotReady")
-    assert message(cluster, "CertificatesReady") == 'Issuer ours is not ready: secret "root" not found'
+    assert message(cluster, "CertificatesReady") == (
+        'Issuer ours is not ready: secret "root" not found; see kubectl -n default describe Issuer ours'
+    )
     cluster.put(issuer())
     await until_quiet(cluster)
     assert conditions(cluster)["CertificatesReady"] == ("False", "Pending")
@@ -118,7 +120,8 @@ async def test_certificates_are_asked_for_and_used_as_they_come() -> None:
     said = {"type": "Ready", "status": "False", "message": "the order is being validated"}
     cluster.put({**certificate, "status": {"conditions": [said]}})
     await until_quiet(cluster)
-    assert "kv-data-plane-issued yet: the order is being validated" in message(cluster, "CertificatesReady")
+    told = "kv-data-plane-issued yet: the order is being validated; see kubectl -n default describe certificate kv-"
+    assert told in message(cluster, "CertificatesReady")
     issue(cluster, *COMPONENTS)
     become_ready(cluster)
     await until_quiet(cluster)

@@ -51,7 +51,10 @@ async def test_a_cache_becomes_ready_and_then_nothing_is_written() -> None:
     cluster = a_cluster()
     await until_quiet(cluster)
     assert conditions(cluster)["Ready"] == ("False", "Pending")
-    assert message(cluster, "StoreReady") == "0 of 1 store servers are ready"
+    assert message(cluster, "StoreReady") == (
+        "0 of 1 store servers are ready; see kubectl -n default get pods -o wide "
+        "-l app.kubernetes.io/component=store,shadowserve.io/cache=kv"
+    )
     become_ready(cluster)
     await until_quiet(cluster)
     assert conditions(cluster) == {
@@ -211,12 +214,22 @@ async def test_a_data_plane_that_cannot_be_asked_is_told_and_does_not_count_as_b
     assert conditions(cluster)["Ready"] == ("True", "Succeeded")
 
 
+async def test_a_round_trip_that_is_awaited_names_its_data_plane() -> None:
+    cluster, network = a_cluster(), FakeNetwork()
+    await until_quiet(cluster)
+    become_ready(cluster)
+    network.said["10.1.0.9:9466"] = (Word.PENDING, "", "")
+    assert not (await until_quiet(cluster, network=network)).settled
+    assert conditions(cluster)["RoundTripVerified"] == ("Unknown", "Pending")
+    assert message(cluster, "RoundTripVerified").endswith("still waits for the data plane on card-0")
+
+
 async def test_on_the_host_the_sidecars_are_asked() -> None:
     cluster, network = a_cluster(), FakeNetwork()
     cluster.put(cache(placement={"order": ["Host"]}))
     await until_quiet(cluster, network=network)
     assert conditions(cluster)["RoundTripVerified"] == ("Unknown", "NoDataPlane")
-    assert "each engine's sidecar brings its own" in message(cluster, "RoundTripVerified")
+    assert "each engine's sidecar brings its own; see kubectl" in message(cluster, "RoundTripVerified")
     sidecar = {"name": names.SIDECAR_CONTAINER, "started": True}
     running = {"phase": "Running", "podIP": "10.3.0.1", "initContainerStatuses": [sidecar]}
     cluster.put({**engine("chat-0", "host-0"), "status": running})

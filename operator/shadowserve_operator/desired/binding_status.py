@@ -7,10 +7,13 @@ concerns the first by name tells, so that they do not contradict each other.
 from collections.abc import Mapping
 from datetime import datetime
 
+from shadowserve_crds import names
 from shadowserve_crds.conditions import Condition, Reason, condition, merged
 from shadowserve_crds.dpubinding import BindingSource, DPUBinding, DPUBindingCondition, DPUBindingStatus
 from shadowserve_operator.desired.assignment import DataPlane
+from shadowserve_operator.desired.config import DATA_PLANE
 from shadowserve_operator.desired.pairing import Node, Pair, Trouble, Unpaired
+from shadowserve_operator.desired.wording import see
 
 CacheKey = tuple[str, str]
 Known = Pair | Unpaired | None
@@ -66,12 +69,17 @@ def _pairing_valid(binding: DPUBinding, known: Known, nodes: Mapping[str, Node])
 def _data_plane_reachable(card: str, plane: DataPlane | None, nodes: Mapping[str, Node]) -> Condition:
     kind = DPUBindingCondition.DATA_PLANE_REACHABLE
     if plane is None:
-        return condition(kind, False, "NoPod", f"no data-plane pod runs on {card}")
+        return condition(kind, False, "NoPod", f"no data-plane pod runs on {card}; {_see_planes()}")
     if card in nodes and not nodes[card].ready:
-        return condition(kind, False, "NodeNotReady", f"node {card} is not ready")
+        return condition(kind, False, "NodeNotReady", f"node {card} is not ready; {see('node', card)}")
     if plane.ready_since is None:
-        return condition(kind, False, Reason.PENDING, f"the data-plane pod on {card} does not serve yet")
+        message = f"the data-plane pod on {card} does not serve yet; {_see_planes()}"
+        return condition(kind, False, Reason.PENDING, message)
     return condition(kind, True, Reason.SUCCEEDED, f"the data plane on {card} serves")
+
+
+def _see_planes() -> str:
+    return f"see kubectl get pods -A -o wide -l {names.COMPONENT_LABEL}={DATA_PLANE}"
 
 
 def is_being_rewritten(binding: DPUBinding, known: Known) -> bool:

@@ -16,6 +16,7 @@ from shadowserve_crds.placement import PlaceName
 from shadowserve_crds.prefixcache import Isolation, PrefixCache, PrefixCacheCondition, Transport
 from shadowserve_crds.store import StoreTopology, StoreType
 from shadowserve_operator.desired.labels import labels_of, owner_reference, rendered
+from shadowserve_operator.desired.wording import see
 from shadowserve_operator.kinds import Json
 
 STAGING_BYTES = 128 << 20
@@ -124,7 +125,7 @@ def missing_secrets(cache: PrefixCache) -> str:
 def unwritten(cache: PrefixCache) -> str:
     """Return what to tell of a cache whose settings are not written yet."""
     missing = missing_secrets(cache)
-    return f"waits for the settings of PrefixCache {cache.name}{f': {missing}' if missing else ''}"
+    return f"waits for the settings of PrefixCache {cache.name}: {missing or see('pfc', cache.name, cache.namespace)}"
 
 
 def sidecar_user() -> str:

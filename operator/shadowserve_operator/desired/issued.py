@@ -12,6 +12,7 @@ from shadowserve_crds.conditions import Condition, Reason, condition
 from shadowserve_crds.prefixcache import PrefixCache, PrefixCacheCondition
 from shadowserve_operator.desired.certificates import CERTIFICATE_LIFE, CERTIFICATES, Certificate, Wanted
 from shadowserve_operator.desired.labels import labels_of, rendered
+from shadowserve_operator.desired.wording import see
 from shadowserve_operator.kinds import CERTIFICATE, SECRET, Json
 
 _RENEW_BEFORE = CERTIFICATE_LIFE / 3
@@ -81,10 +82,12 @@ def issued_condition(cache: PrefixCache, issued: Issued, read: Mapping[str, Cert
     for secret, content in sorted(read.items()):
         if secret not in issued.secrets:
             if unready := _unready(issued.issuer):
-                return condition(kind, False, "IssuerNotReady", f"{issuer.kind} {issuer.name} is not ready: {unready}")
+                space = cache.namespace if issuer.kind == "Issuer" else ""
+                message = f"{issuer.kind} {issuer.name} is not ready: {unready}; {see(issuer.kind, issuer.name, space)}"
+                return condition(kind, False, "IssuerNotReady", message)
             said = _said(issued.certificates.get(secret))
             message = f"{issuer.kind} {issuer.name} has not issued {secret} yet{said}"
-            return condition(kind, False, Reason.PENDING, message)
+            return condition(kind, False, Reason.PENDING, f"{message}; {see('certificate', secret, cache.namespace)}")
         if content is None:
             message = f"Secret {secret} lacks a certificate with an EC key and its authority: tls.crt, tls.key, ca.crt"
             return condition(kind, False, Reason.ERROR, f"{message}; use an issuer that tells its authority")

@@ -145,12 +145,17 @@ def _resolve(
     return Unpaired(card.name, trouble, f"card {card.name}: {message}", source)
 
 
+def _name_host(card: str, placement: DpuPlacement) -> str:
+    label = f"kubectl label --overwrite node {card} {placement.host_label_key}=HOST_NODE"
+    return f"name its host: {label}, or write a DPUBinding"
+
+
 def _trouble(
     card: str, host: str, where: str, nodes: Mapping[str, Node], placement: DpuPlacement
 ) -> tuple[Trouble, str] | None:
     """Return what is wrong with a host that was named, and the fix in words; None if nothing is."""
     if not host:
-        return Trouble.HOST_NOT_FOUND, f"has no {where}; label it with its host's name, or write a DPUBinding"
+        return Trouble.HOST_NOT_FOUND, f"has no {where}; {_name_host(card, placement)}"
     if host == card:
         return Trouble.SELF_PAIR, f"{where} names the card itself; name the host that it sits in"
     if host not in nodes:

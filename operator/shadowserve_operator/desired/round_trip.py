@@ -14,6 +14,7 @@ from shadowserve_crds.placement import PlaceName
 from shadowserve_crds.prefixcache import PrefixCache, PrefixCacheCondition
 from shadowserve_operator.desired.assignment import uses_cards
 from shadowserve_operator.desired.labels import digest
+from shadowserve_operator.desired.wording import first_few, see_pods
 from shadowserve_operator.kinds import Json
 
 _MOST_NAMED = 3
@@ -94,8 +95,9 @@ def round_trip_condition(cache: PrefixCache, answers: Sequence[Answer]) -> Condi
         told = [f"{each.plane.name} at {each.plane.address} ({each.detail})" for each in silent]
         message = _listed("cannot ask ", told) + "; the operator has to reach that port"
         return condition(kind, ConditionStatus.UNKNOWN, "Unreachable", message)
-    if any(each.word is Word.PENDING for each in answers):
-        return condition(kind, ConditionStatus.UNKNOWN, Reason.PENDING, "round trips are being made")
+    if pending := [each.plane.name for each in answers if each.word is Word.PENDING]:
+        message = f"round trips are being made; still waits for {first_few(pending, _MOST_NAMED)}"
+        return condition(kind, ConditionStatus.UNKNOWN, Reason.PENDING, message)
     number = len(answers)
     through = answers[0].plane.name if number == 1 else f"each of {number} data planes"
     return condition(kind, True, Reason.SUCCEEDED, f"a chunk was stored, and came back unchanged through {through}")
@@ -104,9 +106,10 @@ def round_trip_condition(cache: PrefixCache, answers: Sequence[Answer]) -> Condi
 def _nobody(cache: PrefixCache) -> str:
     order = cache.spec.placement.order
     if not uses_cards(order):
-        return "no data plane runs yet: on the host each engine's sidecar brings its own"
+        see = see_pods(cache.namespace, {names.CACHE_LABEL: cache.name})
+        return f"no data plane runs yet: on the host each engine's sidecar brings its own; {see}"
     host = ", and no engine restores on the host" if PlaceName.HOST in order else ""
-    return f"no data plane serves on a card{host}"
+    return f"no data plane serves on a card{host}; see DataPlaneReady, and kubectl get dpub"
 
 
 def _listed(before: str, told: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from shadowserve_operator.cluster import Cluster
 from shadowserve_operator.errors import Refused
-from shadowserve_operator.kinds import Json
+from shadowserve_operator.kinds import Json, Obstacle
 from shadowserve_operator.plan import Action, Plan, Step, taken
 
 _log = logging.getLogger(__name__)
@@ -13,10 +13,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How many objects were written, and in words what the API server refused."""
+    """How many objects were written, and what the API server refused, or is somebody else's and was left alone."""
 
     writes: int = 0
-    refusals: tuple[str, ...] = ()
+    obstacles: tuple[Obstacle, ...] = ()
 
 
 async def apply(cluster: Cluster, plan: Plan) -> Outcome:
@@ -24,16 +24,16 @@ async def apply(cluster: Cluster, plan: Plan) -> Outcome:
 
     Raises `ApiUnavailable` and `Conflict`: what was done until then stays, and the next plan takes it from there.
     """
-    written, refusals = 0, []
+    written, refusals = 0, list[Obstacle]()
     for step in plan.writes:
         try:
             await _do(cluster, step)
         except Refused as refused:
-            refusals.append(f"{step.ref}: {refused}")
+            refusals.append(Obstacle(step.ref, str(refused)))
             _log.warning("%s was refused: %s", step, refused)
         else:
             written += 1
-    return Outcome(written, tuple(refusals))
+    return Outcome(written, (*refusals, *(Obstacle(step.ref, step.reason) for step in plan.foreign)))
 
 
 async def _do(cluster: Cluster, step: Step) -> None:

@@ -95,6 +95,17 @@ class Ref:
         return self.kind.path(self.namespace, self.name)
 
 
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """An object that is not as wanted, and why in words: it was refused, or belongs to somebody else."""
+
+    ref: Ref
+    said: str
+
+    def __str__(self) -> str:
+        return f"{self.ref}: {self.said}"
+
+
 def ref_of(manifest: Mapping[str, Any]) -> Ref:
     """Return what a manifest names. Raises `KeyError` for a kind that the operator knows nothing of."""
     kind = _BY_NAME[manifest["apiVersion"], manifest["kind"]]

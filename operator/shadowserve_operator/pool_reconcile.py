@@ -55,11 +55,10 @@ async def reconcile_inferencepool(
     if plan.writes:
         _log.info("InferencePool %s/%s: %s", namespace, name, "; ".join(plan.sentences()))
     outcome = await apply(cluster, plan)
-    obstacles = (*outcome.refusals, *(f"{step.ref}: {step.reason}" for step in plan.foreign))
     asked = [Plane(pod.name, pod.address) for pod in snapshot.sidecars[:_MOST_SIDECARS]]
     says = await network.attachments(asked)
     rolling = any(step.ref.kind == DEPLOYMENT for step in plan.writes)
-    facts = PoolFacts(wanted.detached if wanted else "", obstacles, tuple(says), rolling)
+    facts = PoolFacts(wanted.detached if wanted else "", outcome.obstacles, tuple(says), rolling)
     now = clock()
     status = next_pool_status(pool, snapshot, facts, now)
     told = await tell_status(cluster, pool, body, status, now)

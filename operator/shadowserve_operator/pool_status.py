@@ -12,6 +12,7 @@ from shadowserve_operator.desired.config import unwritten
 from shadowserve_operator.desired.engine import pod_selector, refused_flags, wants_gateway_pool
 from shadowserve_operator.desired.generation import cache_generation
 from shadowserve_operator.desired.wording import first_few, see, see_pods
+from shadowserve_operator.kinds import Obstacle
 from shadowserve_operator.pool_observe import PoolPod, PoolSnapshot
 
 _MOST_NAMES = 5
@@ -25,7 +26,7 @@ class PoolFacts:
     """
 
     detached: str = ""
-    obstacles: tuple[str, ...] = ()
+    obstacles: tuple[Obstacle, ...] = ()
     attachments: tuple[SidecarSays, ...] = ()
     rolling: bool = False
 
@@ -73,7 +74,7 @@ def _engines_ready(pool: InferencePool, snapshot: PoolSnapshot, facts: PoolFacts
         fields = "spec.port, spec.model.name, spec.model.source and spec.model.revision"
         return condition(kind, False, Reason.FAILED, f"spec.engine.args sets {', '.join(flags)}: use {fields}")
     if facts.obstacles:
-        return condition(kind, False, Reason.ERROR, "; ".join(facts.obstacles))
+        return condition(kind, False, Reason.ERROR, "; ".join(map(str, facts.obstacles)))
     if snapshot.deployment is None and snapshot.settings is None and snapshot.cache is not None:
         return condition(kind, False, Reason.PENDING, unwritten(snapshot.cache))
     if ready >= wanted:

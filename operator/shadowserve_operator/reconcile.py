@@ -34,7 +34,7 @@ from shadowserve_operator.kinds import CERTIFICATE, CONFIG_MAP, DAEMON_SET, POD,
 from shadowserve_operator.network import Network, PodNetwork
 from shadowserve_operator.observe import Snapshot, is_unowned, observe, with_namesakes
 from shadowserve_operator.pki import fresh_values
-from shadowserve_operator.plan import Plan, plan_changes
+from shadowserve_operator.plan import plan_changes
 from shadowserve_operator.settings import OperatorSettings
 from shadowserve_operator.shards import Shards
 from shadowserve_operator.status import (
@@ -125,7 +125,7 @@ async def reconcile_prefixcache(
     told += await _tell_settings(cluster, network, snapshot)
     if seen.plan.steps or seen.plan.waiting:
         seen = await shards.bring(network, _SHARDING_SECONDS)
-    facts = _facts(cache, snapshot, desired, (pairing, assignments), (plan, outcome))
+    facts = _facts(cache, snapshot, desired, (pairing, assignments), outcome)
     external = External.of(cache, snapshot)
     endpoints = await external.find_out(network) if external else []
     answers = await network.round_trips(
@@ -228,9 +228,9 @@ def _facts(
     snapshot: Snapshot,
     desired: Desired,
     found: tuple[Pairing, tuple[Assignment, ...]],
-    done: tuple[Plan, Outcome],
+    outcome: Outcome,
 ) -> Facts:
-    (pairing, assignments), (plan, outcome) = found, done
+    pairing, assignments = found
     return Facts(
         store=snapshot.child("StatefulSet", store_name(cache)),
         data_plane=snapshot.child("DaemonSet", data_plane_workload(cache)),
@@ -243,7 +243,7 @@ def _facts(
         expired=desired.expired,
         certificates=desired.certificates,
         issued=snapshot.issued,
-        obstacles=(*outcome.refusals, *(f"{step.ref}: {step.reason}" for step in plan.foreign)),
+        obstacles=outcome.obstacles,
     )
 
 

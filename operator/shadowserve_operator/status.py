@@ -36,7 +36,19 @@ from shadowserve_operator.desired.sharding import ShardPlan, StoreSeen
 from shadowserve_operator.desired.store import managed_store, servers_wanted
 from shadowserve_operator.desired.store_grace import with_grace
 from shadowserve_operator.desired.wording import first_few, see_pods
-from shadowserve_operator.kinds import Json
+from shadowserve_operator.kinds import (
+    CERTIFICATE,
+    CONFIG_MAP,
+    DAEMON_SET,
+    DISRUPTION_BUDGET,
+    DPU_BINDING,
+    SECRET,
+    SERVICE,
+    STATEFUL_SET,
+    Json,
+    Kind,
+    Obstacle,
+)
 
 _MOST_HOSTS = 20
 _MOST_SERVERS = 3
@@ -44,12 +56,12 @@ _MOST_CARDS = 5
 _GOING_ON = (PrefixCacheCondition.ROUND_TRIP_VERIFIED, PrefixCacheCondition.STORE_READY)
 """What may still be on its way while the whole is ready."""
 _UNREACHABLE = "Unreachable"
-_OF_STORE = ("StatefulSet", "Service", "ConfigMap", "PodDisruptionBudget")
+_OF_STORE = (STATEFUL_SET, SERVICE, CONFIG_MAP, DISRUPTION_BUDGET)
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that the status depends on. `obstacles` are what was refused, or belongs to somebody else, in words."""
+    """All that the status depends on. `obstacles` are what was refused, or belongs to somebody else."""
 
     store: Json | None
     data_plane: Json | None
@@ -63,7 +75,7 @@ class Facts:
     expired: tuple[str, ...] = ()
     certificates: Mapping[str, Certificate | None] = field(default_factory=dict)
     issued: Issued | None = None
-    obstacles: tuple[str, ...] = ()
+    obstacles: tuple[Obstacle, ...] = ()
     round_trips: tuple[Answer, ...] = ()
     shards: StoreSeen = field(default_factory=lambda: StoreSeen(ShardPlan()))
 
@@ -182,7 +194,7 @@ def _data_plane_ready(cache: PrefixCache, facts: Facts) -> Condition:
     order = cache.spec.placement.order
     if PlaceName.DPU not in order:
         return condition(kind, True, Reason.NOT_NEEDED, "spec.placement.order names the host only")
-    if stuck := _obstacles(facts, "DaemonSet"):
+    if stuck := _obstacles(facts, DAEMON_SET):
         return condition(kind, False, Reason.ERROR, stuck)
     cards = len(facts.pairing.pairs) + len(facts.pairing.unpaired)
     if not cards:
@@ -218,7 +230,7 @@ def _pairing_resolved(cache: PrefixCache, facts: Facts) -> Condition:
         first, more = facts.pairing.unpaired[0], len(facts.pairing.unpaired) - 1
         message = f"{first.message} (and {more} more)" if more else first.message
         return condition(kind, False, first.trouble, message)
-    if stuck := _obstacles(facts, "DPUBinding"):
+    if stuck := _obstacles(facts, DPU_BINDING):
         return condition(kind, False, Reason.ERROR, stuck)
     return condition(kind, True, Reason.SUCCEEDED, f"{len(facts.pairing.pairs)} cards have their host")
 
@@ -230,7 +242,7 @@ def _certificates_ready(cache: PrefixCache, facts: Facts) -> Condition:
         return condition(kind, True, Reason.NOT_NEEDED, "spec.security.transport is Plaintext")
     if facts.issued is not None and facts.issued.issuer is None:
         return issued_condition(cache, facts.issued, facts.certificates)
-    if stuck := _obstacles(facts, "Secret", "Certificate"):
+    if stuck := _obstacles(facts, SECRET, CERTIFICATE):
         return condition(kind, False, Reason.ERROR, stuck)
     if facts.expired:
         message = f"expired: {', '.join(facts.expired)}; new ones are being issued"
@@ -260,8 +272,8 @@ def _cards(pairing: Pairing) -> set[str]:
     return {pair.card for pair in pairing.pairs} | {each.card for each in pairing.unpaired}
 
 
-def _obstacles(facts: Facts, *kinds: str) -> str:
-    return "; ".join(each for each in facts.obstacles if each.startswith(tuple(f"{kind} " for kind in kinds)))
+def _obstacles(facts: Facts, *kinds: Kind) -> str:
+    return "; ".join(str(each) for each in facts.obstacles if each.ref.kind in kinds)
 
 
 def store_name(cache: PrefixCache) -> str:

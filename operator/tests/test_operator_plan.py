@@ -102,7 +102,7 @@ async def test_what_is_refused_is_told_and_the_rest_goes_on() -> None:
     plan = plan_changes([config_map("a", {}, namespace="nowhere"), config_map("b", {})], [])
     outcome = await apply(cluster, plan)
     assert outcome.writes == 1
-    assert outcome.refusals == ('ConfigMap a: namespaces "nowhere" not found',)
+    assert [str(each) for each in outcome.obstacles] == ['ConfigMap a: namespaces "nowhere" not found']
 
 
 def test_our_object_without_its_label_is_still_ours() -> None:

@@ -13,9 +13,11 @@ from typing import Any
 import yaml
 
 from shadowserve_crds import names
-from shadowserve_lab.home import REPOSITORY
-from shadowserve_lab.processes import free_port
+from shadowserve_lab.home import REPOSITORY, default_home
+from shadowserve_lab.processes import Program, free_port
 from shadowserve_testbed.api_server import ApiServer
+from shadowserve_testbed.binaries import CONTROLLER_MANAGER, KUBECTL, Binaries
+from shadowserve_testbed.control_plane import flags
 from shadowserve_testbed.kubectl import KubectlError
 
 DEADLINE = 90.0
@@ -30,19 +32,60 @@ def own_environment(kubeconfig: Path, **more: str) -> dict[str, str]:
 
 @contextmanager
 def operator_running(
-    api: ApiServer, log: Path, namespace: str = "default", metrics_port: int = 0
+    api: ApiServer,
+    log: Path,
+    namespace: str = "default",
+    metrics_port: int = 0,
+    access: Path | None = None,
+    watched: str = "",
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the operator's process as administrator; its Lease is in `namespace`. Its metrics: on any port if it is 0."""
+    """Run the operator's process, as administrator without `access`; its Lease is in `namespace`.
+
+    Its metrics: on any port if `metrics_port` is 0.
+    """
     own = {"SHADOWSERVE_METRICS_PORT": str(metrics_port or free_port()), "SHADOWSERVE_NAMESPACE": namespace}
     with log.open("ab") as output:
         command = [sys.executable, "-m", "shadowserve_operator"]
-        environment = own_environment(api.kubeconfig, **own)
+        environment = own_environment(access or api.kubeconfig, **own, SHADOWSERVE_WATCH_NAMESPACES=watched)
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         try:
             yield process
         finally:
             process.terminate()
             process.wait(timeout=60)
+
+
+@contextmanager
+def controller_running(api: ApiServer, log: Path, controller: str, **more: str) -> Iterator[None]:
+    """Run Kubernetes' controller manager with one controller; `more` are flags."""
+    home = default_home()
+    with home.locked():
+        program = Binaries(home).path(CONTROLLER_MANAGER)
+    fixed = {"kubeconfig": str(api.kubeconfig), "leader-elect": "false", "secure-port": "0"}
+    running = Program(
+        "kube-controller-manager", [str(program), *flags({**fixed, "controllers": controller, **more})], log
+    )
+    try:
+        yield
+    finally:
+        running.stop()
+
+
+def shell(api: ApiServer, command: str, where: Path, code: int = 0) -> str:
+    """Run a command as a user in the folder `where` would, and return all that it says; it ends with `code`."""
+    kubectl = Binaries(default_home()).path(KUBECTL).parent
+    environment = {"PATH": f"{kubectl}:/usr/bin:/bin", "KUBECONFIG": str(api.kubeconfig), "HOME": str(where)}
+    done = subprocess.run(
+        ["sh", "-ec", command],
+        env=environment,
+        cwd=where,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=COMMAND_SECONDS,
+    )
+    assert done.returncode == code, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout + done.stderr
 
 
 def access_of(api: ApiServer, account: str, namespace: str, folder: Path) -> Path:

@@ -22,13 +22,14 @@ from operator_story import (
     own_environment,
     pool,
     run,
+    shell,
     told,
     wait,
 )
 from shadowserve_crds import names
 from shadowserve_lab.home import REPOSITORY, default_home
 from shadowserve_testbed.api_server import ApiServer
-from shadowserve_testbed.binaries import KUBECTL, Binaries
+from shadowserve_testbed.binaries import Binaries
 
 pytestmark = pytest.mark.timeout(1800)  # the first time, the API server is built
 _SYSTEM = "shadowserve-system"
@@ -133,10 +134,7 @@ def test_a_namespace_without_network_policies_is_found_and_the_fix_that_is_told_
         (found,) = [each for each in told(api, "doctor", code=1)["checks"] if each["name"] == "network policies"]
         assert found["verdict"] == "warning"
         assert found["found"] == "every pod may try to reach the data planes of chat, stores of chat"
-        kubectl = Binaries(default_home()).path(KUBECTL).parent
-        environment = {"PATH": f"{kubectl}:/usr/bin:/bin", "KUBECONFIG": str(api.kubeconfig), "HOME": str(tmp_path)}
-        fix = ["sh", "-c", found["fix"]]
-        subprocess.run(fix, env=environment, cwd=tmp_path, check=True, timeout=COMMAND_SECONDS)
+        shell(api, found["fix"], tmp_path)
         assert verdicts(told(api, "doctor", code=1))["network policies"] == "ok"
     finally:
         for namespace in ("chat", "default"):

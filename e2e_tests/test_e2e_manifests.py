@@ -34,7 +34,7 @@ def test_install_yaml_is_what_kustomize_makes_of_the_base(api: ApiServer) -> Non
     assert made == _by_name((MANIFESTS / "install.yaml").read_text())
 
 
-@pytest.mark.parametrize("overlay", ["kind", "native", "own-registry", "production"])
+@pytest.mark.parametrize("overlay", ["kind", "namespaces", "native", "own-registry", "production"])
 def test_every_overlay_builds_and_its_objects_are_valid(api: ApiServer, overlay: str) -> None:
     made = _by_name(api.kubectl("kustomize", str(MANIFESTS / "overlays" / overlay)))
     deployments = [body for (kind, _, _), body in made.items() if kind == "Deployment"]

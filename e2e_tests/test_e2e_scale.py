@@ -2,45 +2,21 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from metrics_api import METRIC, metrics_api
-from operator_story import condition, create, get, operator_running, patch_status, pool, wait
+from operator_story import condition, controller_running, create, get, operator_running, patch_status, pool, wait
 from shadowserve_crds import names
-from shadowserve_lab.home import default_home
-from shadowserve_lab.processes import Program
 from shadowserve_testbed.api_server import ApiServer
-from shadowserve_testbed.binaries import CONTROLLER_MANAGER, Binaries
-from shadowserve_testbed.control_plane import flags
 
 pytestmark = pytest.mark.timeout(1800)  # the first time, the API server and the controller manager are built
 _POOL = "inferencepools.shadowserve.io/scaled"
 _OURS = ("-l", f"{names.POOL_LABEL}=scaled")
 _DEADLINE = 300.0
-
-
-@contextmanager
-def autoscaler_running(api: ApiServer, log: Path) -> Iterator[None]:
-    """Run Kubernetes' controller manager with no other controller than that of HorizontalPodAutoscalers."""
-    home = default_home()
-    with home.locked():
-        program = Binaries(home).path(CONTROLLER_MANAGER)
-    values = {
-        "kubeconfig": str(api.kubeconfig),
-        "controllers": "horizontal-pod-autoscaler-controller",
-        "horizontal-pod-autoscaler-sync-period": "1s",
-        "leader-elect": "false",
-        "secure-port": "0",
-    }
-    running = Program("kube-controller-manager", [str(program), *flags(values)], log)
-    try:
-        yield
-    finally:
-        running.stop()
+_AUTOSCALER = "horizontal-pod-autoscaler-controller"
 
 
 @pytest.fixture
@@ -107,7 +83,7 @@ def test_kubernetes_autoscaler_scales_it_up_and_down(api: ApiServer, operator: P
         metrics.value = 25
         create(api, *metrics.objects(), _autoscaler())
         try:
-            with autoscaler_running(api, log):
+            with controller_running(api, log, _AUTOSCALER, **{"horizontal-pod-autoscaler-sync-period": "1s"}):
                 wait(log, "scaled up", lambda: wanted(api) == 3, _DEADLINE)
                 patch_status(api, "deployment/scaled", replicas=3, readyReplicas=3, updatedReplicas=3)
                 wait(log, "seen", lambda: condition(api, "hpa/scaled", "ScalingActive", "status") == "True", _DEADLINE)

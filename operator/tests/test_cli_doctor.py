@@ -43,7 +43,7 @@ def deployment(name: str, ready: int = 2, replicas: int = 2) -> Json:
 
 POLICIES = tuple(
     each
-    for each in yaml.safe_load_all((MANIFESTS / "components/network-policies/caches.yaml").read_text())
+    for each in yaml.safe_load_all((MANIFESTS / "components/watch-namespace/network-policies.yaml").read_text())
     if each["kind"] == "NetworkPolicy"
 )
 

@@ -16,6 +16,7 @@ from shadowserve_dataplane.service.metrics import DataPlaneMetrics
 from shadowserve_dataplane.sidecar.metrics import LookupResult, SidecarMetrics
 from shadowserve_operator.desired.labels import labels_of
 from shadowserve_operator.install import install_text
+from shadowserve_operator.install import parts as parts_of
 from shadowserve_operator.metrics import InjectionMetrics, OperatorMetrics
 from shadowserve_operator.readiness import PATH
 from shadowserve_operator.webhook_identity import AUTHORITY_SECRET, CONFIGURATION, HOOK, SERVING_SECRET, WEBHOOK
@@ -216,13 +217,24 @@ def test_stores_and_data_planes_are_reached_by_pods_of_caches_only(
     assert _reached(policy, {"app": "stranger"}) == strangers
 
 
-def test_manifests_for_another_namespace_are_where_the_page_about_it_says_and_of_one_namespace() -> None:
-    page = (ROOT / "docs/namespaces.md").read_text()
-    files = re.findall(r"manifests/\S+\.yaml", page)
-    assert len(files) == 2
-    for each in files:
-        text = (ROOT / each).read_text().replace("namespace: default", "namespace: chat")
-        assert {body["metadata"]["namespace"] for body in yaml.safe_load_all(text)} == {"chat"}
+def test_the_overlay_for_other_namespaces_watches_those_that_it_gives_rights_in() -> None:
+    overlay = MANIFESTS / "overlays/namespaces"
+    parts = yaml.safe_load((overlay / "kustomization.yaml").read_text())
+    (patch,) = (yaml.safe_load(each["patch"]) for each in parts["patches"])
+    (variable,) = patch["spec"]["template"]["spec"]["containers"][0]["env"]
+    folders = [each for each in parts["resources"] if not each.startswith("..")]
+    given = [yaml.safe_load((overlay / each / "kustomization.yaml").read_text())["namespace"] for each in folders]
+    assert variable == {"name": "SHADOWSERVE_WATCH_NAMESPACES", "value": ",".join(["default", *given])}
+
+
+def test_what_a_watched_namespace_needs_is_of_one_namespace() -> None:
+    bodies = [
+        body
+        for path in parts_of(MANIFESTS / "components/watch-namespace")
+        for body in yaml.safe_load_all(path.read_text())
+    ]
+    assert {body["metadata"]["namespace"] for body in bodies} == {"default"}
+    assert {body["kind"] for body in bodies} == {"Role", "RoleBinding", "NetworkPolicy"}
 
 
 def test_the_operator_reaches_stores_to_administer_them() -> None:

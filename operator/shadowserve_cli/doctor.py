@@ -36,7 +36,7 @@ def doctor(
 
     Exit code 1 when something is wrong, 2 when the cluster cannot be asked.
     """
-    from shadowserve_cli.doctor_checks import diagnosis
+    from shadowserve_cli.doctor_checks import INSTALL, diagnosis
     from shadowserve_cli.doctor_facts import observe_facts
 
     access = Access(kubeconfig, context)
@@ -56,7 +56,5 @@ def doctor(
     if found.wrong:
         console.print("[red]something is wrong[/]: see above")
         raise typer.Exit(1)
-    after = (
-        "nothing is wrong" if found.installed else "fit for ShadowServe: kubectl apply --server-side -f install.yaml"
-    )
+    after = "nothing is wrong" if found.installed else f"fit for ShadowServe: {INSTALL}"
     console.print(f"[green]{after}[/]")

@@ -28,7 +28,9 @@ from shadowserve_operator.webhook_identity import HOOK, WEBHOOK
 
 OLDEST = (1, 30)
 """Kubernetes that has native sidecars, CEL rules and the `sleep` hook without a feature gate."""
-_APPLY = "kubectl apply --server-side -f install.yaml"
+INSTALL = "kubectl apply --server-side -k <your overlay>, or -f manifests/install.yaml"
+_APPLY = f"apply what you installed again: {INSTALL}"
+_ADD = "add the namespace to your overlay as docs/namespaces.md says, and apply it"
 _STORE_PORT = Port(names.STORE_PORT, STORE_PORT_NAME)
 _DATA_PLANE_PORT = Port(names.DATA_PLANE_PORT, DATA_PLANE_PORT_NAME)
 _MOST = 3
@@ -85,7 +87,7 @@ def diagnosis(facts: Facts, now: datetime) -> Diagnosis:
     ]
     around = [_namespaces(facts), _pods_admitted(facts), _nodes(facts), _pairing(facts)]
     if not facts.installed:
-        after = [Check(each.name, Verdict.NOT_YET, "", _APPLY) for each in after]
+        after = [Check(each.name, Verdict.NOT_YET, "", INSTALL) for each in after]
     unreadable = [Check("looked at", Verdict.UNKNOWN, each, "run it as an administrator") for each in facts.unreadable]
     return Diagnosis(facts.installed, (*before, *around, *after, *unreadable))
 
@@ -162,7 +164,7 @@ def _rights(facts: Facts) -> Check:
     if facts.missing_rights is None:
         return Check(name, Verdict.UNKNOWN, "you may not ask what others may do", "run it as an administrator")
     if facts.missing_rights:
-        fix = "apply components/watch-namespace for every namespace in SHADOWSERVE_WATCH_NAMESPACES"
+        fix = f"{_APPLY}; a namespace that is not in it: {_ADD}"
         return Check(name, Verdict.WRONG, f"it may not {_some(facts.missing_rights)}", fix)
     return Check(name, Verdict.OK, f"all it needs in {', '.join(_there(facts))}")
 
@@ -189,7 +191,7 @@ def _webhook_answers(facts: Facts) -> Check:
         return Check(name, Verdict.UNKNOWN, "no pod could be tried", "see the check `our pods are admitted`")
     skipped = facts.probe.get(names.SKIPPED_ANNOTATION, "")
     if "cannot be looked up" in skipped:
-        fix = "apply components/watch-namespace for this namespace, or look at the webhook's log"
+        fix = f"{_ADD}; or look at the webhook's log"
         return Check(name, Verdict.WRONG, f"it is reached, but {skipped}", fix)
     if not skipped:
         fix = (
@@ -269,7 +271,7 @@ def _resources(facts: Facts) -> Check:
 def _namespaces(facts: Facts) -> Check:
     absent = sorted(each for each, labels in facts.namespaces.items() if labels is None)
     if absent:
-        fix = f"kubectl create namespace {absent[0]}, or correct SHADOWSERVE_WATCH_NAMESPACES"
+        fix = f"kubectl create namespace {absent[0]}, or take it out of your overlay (SHADOWSERVE_WATCH_NAMESPACES)"
         return Check("namespaces", Verdict.WRONG, f"do not exist: {', '.join(absent)}", fix)
     return Check("namespaces", Verdict.OK, ", ".join(_there(facts)))
 

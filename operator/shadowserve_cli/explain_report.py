@@ -161,7 +161,7 @@ def _not_asked(picture: Picture, pod: Json, namespace_labels: Mapping[str, str])
         return "the webhook is not installed, or its configuration may not be read: see `shadowserve doctor`"
     hook = next((each for each in picture.hook.get("webhooks", ()) if each["name"] == HOOK), None)
     if hook is None:
-        return f"the webhook's configuration has no {HOOK}: apply install.yaml again"
+        return f"the webhook's configuration has no {HOOK}: see `shadowserve doctor`"
     if not hook.get("clientConfig", {}).get("caBundle"):
         return "the API server was never told the webhook's authority: see `shadowserve doctor`"
     if unmatched := unselected(hook.get("namespaceSelector") or {}, namespace_labels):

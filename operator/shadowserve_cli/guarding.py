@@ -39,7 +39,7 @@ def opened_by(policies: Iterable[Json], labels: Mapping[str, str], port: Port) -
 
 
 def mended(policies: Mapping[str, Iterable[Json]], namespace: str, install: str) -> str:
-    """Return the command that adds ours to a namespace: `install`, or a copy of another namespace's.
+    """Return what adds ours to a namespace: `install`, in words, or the command that copies another namespace's.
 
     `policies` are those of some namespaces; one that is not among them may have any.
     """
@@ -52,7 +52,7 @@ def mended(policies: Mapping[str, Iterable[Json]], namespace: str, install: str)
         " | sed -E '/^ *(uid|resourceVersion|generation|creationTimestamp):/d;"
         f" s/namespace: {source}$/namespace: {namespace}/' | kubectl apply --server-side -f -"
     )
-    return copy if having.get(source, True) else f"{install} && {copy}"
+    return copy if having.get(source, True) else f"{install}; then {copy}"
 
 
 def _selects(policy: Json, labels: Mapping[str, str]) -> bool:

@@ -232,7 +232,11 @@ def test_halves_of_all_addresses_in_two_rules_are_all_addresses() -> None:
         ({"chat": ()}, "kubectl -n default get"),
         ({"chat": (), "default": POLICIES}, "kubectl -n default get"),
         ({"chat": (), "default": (), "prod": POLICIES}, "kubectl -n prod get"),
-        ({"chat": (), "default": ()}, "kubectl apply --server-side -f install.yaml && kubectl -n default get"),
+        (
+            {"chat": (), "default": ()},
+            "apply what you installed again: kubectl apply --server-side -k <your overlay>, "
+            "or -f manifests/install.yaml; then kubectl -n default get",
+        ),
     ],
 )
 def test_missing_policies_are_copied_from_where_they_are(policies: dict[str, Any], begins: str) -> None:

@@ -1,5 +1,6 @@
 """Reads what matters for one PrefixCache into a frozen snapshot. Reads only; decides nothing."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +16,7 @@ from shadowserve_operator.desired.certificates import CERTIFICATES, wanted_certi
 from shadowserve_operator.desired.config import DATA_PLANE, STORE
 from shadowserve_operator.desired.issued import Issued
 from shadowserve_operator.desired.pairing import Node
-from shadowserve_operator.errors import NotServed
+from shadowserve_operator.errors import Forbidden, NotServed
 from shadowserve_operator.kinds import (
     CERTIFICATE,
     CLUSTER_ISSUER,
@@ -37,6 +38,7 @@ from shadowserve_operator.kinds import (
     ref_of,
 )
 
+_log = logging.getLogger(__name__)
 CHILD_KINDS = (CONFIG_MAP, SECRET, SERVICE, DISRUPTION_BUDGET, STATEFUL_SET, DAEMON_SET)
 """What a PrefixCache's objects are."""
 
@@ -96,7 +98,7 @@ async def observe(cluster: Cluster, cache: PrefixCache, namespaces: Sequence[str
         nodes=nodes,
         bindings=tuple(DPUBinding.parse(body) for body in binding_bodies),
         binding_bodies=binding_bodies,
-        caches=await _caches(cluster, namespaces),
+        caches=await _caches(cluster, cache.namespace, namespaces),
         planes=data_planes(pods, nodes),
         engines=engines(pods),
         pools=sum(pool["spec"].get("cacheRef", {}).get("name") == cache.name for pool in pools),
@@ -127,10 +129,18 @@ def _owned(body: Json, cache: PrefixCache) -> bool:
     return any(owner["uid"] == cache.metadata.uid for owner in owners)
 
 
-async def _caches(cluster: Cluster, namespaces: Sequence[str]) -> tuple[PrefixCache, ...]:
+async def _caches(cluster: Cluster, own: str, namespaces: Sequence[str]) -> tuple[PrefixCache, ...]:
+    """Return the PrefixCaches of all namespaces; of one beside `own` that may not be read: none."""
     found: list[PrefixCache] = []
     for namespace in namespaces or ("",):
-        for body in await cluster.list(PREFIX_CACHE, namespace):
+        try:
+            bodies = await cluster.list(PREFIX_CACHE, namespace)
+        except Forbidden as error:  # deleted, or its roles are: that is to hold up no other namespace
+            if namespace in ("", own):
+                raise
+            _log.warning("PrefixCaches of namespace %s count for nothing: %s", namespace, error)
+            continue
+        for body in bodies:
             try:
                 found.append(PrefixCache.parse(body))
             except InvalidResource:  # its own reconcile says so

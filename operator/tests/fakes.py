@@ -17,7 +17,7 @@ from shadowserve_operator.desired.external_store import EndpointSeen, Finding
 from shadowserve_operator.desired.round_trip import Answer, Plane, Word
 from shadowserve_operator.desired.shard_views import Member
 from shadowserve_operator.desired.sharding import ShardPlan, StoreSeen, Wish
-from shadowserve_operator.errors import Conflict, NotServed, Refused
+from shadowserve_operator.errors import Conflict, Forbidden, NotServed, Refused
 from shadowserve_operator.kinds import EVENT, Json, Kind, Ref, ref_of
 from shadowserve_operator.store_admin import Access, ExternalAccess
 
@@ -39,6 +39,7 @@ class FakeCluster:
         self.calls: list[tuple[str, str]] = []
         self.die_at: int | None = None
         self.not_served: set[Kind] = set()
+        self.unreadable: set[str] = set()
         self._applied: dict[Ref, Json] = {}
         self._numbers = itertools.count(1)
 
@@ -79,6 +80,8 @@ class FakeCluster:
         self._called("list", kind.name)
         if kind in self.not_served:
             raise NotServed(f"{kind.plural} are not installed")
+        if namespace in self.unreadable:
+            raise Forbidden(f'cannot list resource "{kind.plural}" in the namespace "{namespace}"')
         found = [
             self.objects[ref]
             for ref in sorted(self.objects)

@@ -21,8 +21,10 @@ from fakes import FakeCluster, FakeNetwork
 
 from shadowserve_crds import names
 from shadowserve_operator.desired.round_trip import Word
+from shadowserve_operator.errors import Forbidden
 from shadowserve_operator.kinds import DPU_BINDING, NODE, Json, Ref
 from shadowserve_operator.reconcile import forget_prefixcache, reconcile_prefixcache
+from shadowserve_operator.settings import OperatorSettings
 
 CARD = Ref(DPU_BINDING, "", "card-0")
 MINE = Ref(DPU_BINDING, "", "mine")
@@ -222,3 +224,25 @@ async def _settle(cluster: FakeCluster, name: str) -> None:
         if not result.writes:
             return
     raise AssertionError(f"still writing: {cluster.writes[-5:]}")
+
+
+async def test_a_watched_namespace_that_may_not_be_read_holds_up_its_own_caches_only() -> None:
+    cluster, settings = a_cluster(), OperatorSettings(namespaces=("default", "chat"))
+    cluster.namespaces.add("chat")
+    cluster.put({**cache(), "metadata": {"name": "kv", "namespace": "chat"}})
+
+    async def reconciled(namespace: str) -> None:
+        await reconcile_prefixcache(cluster, namespace, "kv", settings, lambda: NOW, FakeNetwork())
+
+    cluster.unreadable.add("chat")
+    await reconciled("default")
+    assert kept(cluster, DPU_BINDING) == ["card-0"]
+    with pytest.raises(Forbidden):
+        await reconciled("chat")
+    deleted = {**cluster.objects[CACHE]["metadata"], "deletionTimestamp": "2026-11-24T12:00:00Z"}
+    cluster.put({**cluster.objects[CACHE], "metadata": deleted})
+    await forget_prefixcache(cluster, "default", "kv", settings)
+    assert kept(cluster, DPU_BINDING) == [], "what nobody is known to need"
+    cluster.unreadable.clear()
+    await reconciled("chat")
+    assert kept(cluster, DPU_BINDING) == ["card-0"]

@@ -12,13 +12,13 @@ import yaml
 from shadowserve_crds.base import InvalidResource
 from shadowserve_crds.inferencepool import InferencePool
 from shadowserve_crds.prefixcache import PrefixCache
+from shadowserve_operator.decision import desired_objects
 from shadowserve_operator.errors import SettingsError
 from shadowserve_operator.observe import Snapshot
 from shadowserve_operator.plan import Plan, plan_changes
 from shadowserve_operator.pool_observe import PoolSnapshot
 from shadowserve_operator.pool_reconcile import desired_pool
 from shadowserve_operator.pool_status import PoolFacts, next_pool_status
-from shadowserve_operator.reconcile import desired_objects
 from shadowserve_operator.settings import OperatorSettings
 
 Document = dict[str, Any]

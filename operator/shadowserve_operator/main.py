@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import kopf
@@ -18,6 +20,17 @@ from shadowserve_operator.settings import OperatorSettings
 from shadowserve_operator.webhook_identity import keep_identity
 
 _log = logging.getLogger(__name__)
+_BACKOFFS, _LAST_BACKOFF = (1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0), 20.0
+
+
+class WithoutEnd:
+    """After how many seconds the framework asks the API server again: it never gives up.
+
+    With an end, one namespace without roles would end the operator of all of them after a minute.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain(_BACKOFFS, itertools.repeat(_LAST_BACKOFF))
 
 
 def registry_for(runtime: Runtime) -> kopf.OperatorRegistry:
@@ -26,20 +39,24 @@ def registry_for(runtime: Runtime) -> kopf.OperatorRegistry:
     prefixcache.register(registry, runtime)
     inferencepool.register(registry, runtime)
 
-    @kopf.on.startup(registry=registry)
-    async def configure(settings: kopf.OperatorSettings, **_: object) -> None:
-        settings.persistence.finalizer = names.FINALIZER
-        settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)
-        settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=names.GROUP)
-        settings.posting.enabled = False  # events are ours: those of kopf tell how, not what
-        settings.networking.request_timeout = 30
-        settings.watching.server_timeout = 120
+    kopf.on.startup(registry=registry)(configure)
 
     @kopf.on.login(registry=registry)
     async def log_in(**given: Any) -> kopf.ConnectionInfo | None:
         return kopf.login_with_service_account(**given) or kopf.login_with_kubeconfig(**given)
 
     return registry
+
+
+async def configure(settings: kopf.OperatorSettings, **_: object) -> None:
+    """Set the framework up."""
+    settings.persistence.finalizer = names.FINALIZER
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=names.GROUP)
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=names.GROUP)
+    settings.posting.enabled = False  # events are ours: those of kopf tell how, not what
+    settings.networking.request_timeout = 30
+    settings.networking.error_backoffs = WithoutEnd()
+    settings.watching.server_timeout = 120
 
 
 async def run(settings: OperatorSettings, namespace: str, identity: str, stop: asyncio.Event) -> None:

@@ -38,7 +38,7 @@ def _kind(kind: type[Resource]) -> Iterator[str]:
         yield from _fields(part, schema["properties"][part])
     rules = [*_rules("spec", schema["properties"]["spec"])]
     if rules:
-        yield f"\nThe API server refuses a {kind.kind_name} with these messages:\n"
+        yield f"\nWhat the API server says of each {kind.kind_name} that it refuses:\n"
         yield from (f"* {message}" for message in rules)
     yield ""
 

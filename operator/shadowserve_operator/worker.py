@@ -9,13 +9,16 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from shadowserve_operator.errors import ApiUnavailable, Conflict, OperatorError
+from shadowserve_operator.errors import ApiUnavailable, Conflict, Forbidden, OperatorError
 from shadowserve_operator.metrics import OperatorMetrics
 from shadowserve_operator.reconcile import Result
 
 _WAITING_SECONDS = 5.0
 """How soon to look again at what is not settled; twice as long each time that nothing was to be done."""
 _FIRST_RETRY, _LONGEST_RETRY = 1.0, 60.0
+_RIGHTS = (
+    "the operator lacks a right: apply what you installed again (shadowserve doctor says which namespaces lack roles)"
+)
 _log = logging.getLogger(__name__)
 Key = tuple[str, str, str]
 """Kind, namespace, name."""
@@ -93,6 +96,10 @@ async def keep(
             except (ApiUnavailable, Conflict) as error:
                 delay = pace.after_failure()
                 _log.warning("%s %s/%s: %s; again in %g s", kind, namespace, name, error, delay)
+                metrics.reconciled(kind, "error", time.monotonic() - began, 0)
+            except Forbidden as error:
+                delay = pace.after_failure()
+                _log.warning("%s %s/%s: %s: %s; again in %g s", kind, namespace, name, _RIGHTS, error, delay)
                 metrics.reconciled(kind, "error", time.monotonic() - began, 0)
             except OperatorError:
                 delay = _LONGEST_RETRY

@@ -1,7 +1,14 @@
-"""How often a worker looks again."""
+"""How often a worker looks again, and what it says of what went wrong."""
 
+import asyncio
+import contextlib
+
+import pytest
+
+from shadowserve_operator.errors import Forbidden
+from shadowserve_operator.metrics import OperatorMetrics
 from shadowserve_operator.reconcile import Result
-from shadowserve_operator.worker import Pace
+from shadowserve_operator.worker import Pace, Pokes, keep
 
 INTERVAL = 60.0
 WAITING, PROGRESS, SETTLED = Result(settled=False), Result(writes=1, settled=False), Result()
@@ -34,3 +41,21 @@ def test_a_poke_makes_it_look_soon_again() -> None:
 def test_a_silent_api_server_is_asked_ever_less_often() -> None:
     pace = Pace(INTERVAL)
     assert [pace.after_failure() for _ in range(8)] == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+async def test_a_right_that_was_taken_away_is_no_mistake_of_the_operator(caplog: pytest.LogCaptureFixture) -> None:
+    asked = asyncio.Event()
+
+    async def reconcile() -> Result:
+        asked.set()
+        raise Forbidden('secrets "prefixes" is forbidden')
+
+    worker = asyncio.create_task(keep(("PrefixCache", "chat", "prefixes"), reconcile, Pokes(), OperatorMetrics(), 60.0))
+    await asked.wait()
+    worker.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await worker
+    [said] = caplog.records
+    assert said.exc_info is None
+    assert "PrefixCache chat/prefixes: the operator lacks a right: apply what you installed again" in said.getMessage()
+    assert 'secrets "prefixes" is forbidden; again in 1 s' in said.getMessage()

@@ -5,8 +5,8 @@ ARGS ?=
 LAB := PYTHONPATH=e2e_tests $(PYTHON) -m shadowserve_lab
 DEV := $(LAB) run --with dev
 # the longest first
-API_STORIES := operator_killed operator_faults cert_manager operator cli operator_restarts \
-  namespaces crds rights rendered admission manifests scale
+API_STORIES := namespaces operator_killed operator_faults cert_manager operator cli operator_restarts \
+  crds rights rendered admission manifests scale
 # starting and stopping test beds comes first: the other stories share one that stays up to the end
 CLUSTER_STORIES := e2e_tests/test_e2e_cluster_bed.py $(filter-out %_bed.py,$(sort $(wildcard e2e_tests/test_e2e_cluster_*.py)))
 CLUSTER := $(LAB) run --with dev --with engine --with model
